@@ -1,0 +1,40 @@
+// Argument checks. Every message reads "<op>: expected <what>, got <value>", as do those of the reference ops.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <optional>
+#include <string>
+
+namespace dynprune {
+
+#define DYNPRUNE_EXPECT(condition, op, expected, ...) \
+  TORCH_CHECK_VALUE(condition, op, ": expected ", expected, ", got ", ::c10::str(__VA_ARGS__))
+
+inline void expect_float(const char* op, const char* name, const at::Tensor& t) {
+  DYNPRUNE_EXPECT(t.scalar_type() == at::kFloat, op, c10::str("a float32 ", name), t.scalar_type());
+  DYNPRUNE_EXPECT(t.device().is_cpu(), op, c10::str("a ", name, " on the CPU"), t.device());
+}
+
+// Strictly increasing int64 in [0, limit): an index list names channels in their original order.
+inline const int64_t* expect_indices(const char* op, const char* name, const at::Tensor& t, int64_t limit) {
+  DYNPRUNE_EXPECT(t.dim() == 1 && t.scalar_type() == at::kLong && t.is_contiguous() && t.device().is_cpu(), op,
+                  c10::str("contiguous int64 ", name, " [n] on the CPU"), t.scalar_type(), " ", t.sizes());
+  const int64_t* p = t.const_data_ptr<int64_t>();
+  int64_t previous = -1;
+  for (int64_t i = 0; i < t.numel(); ++i) {
+    DYNPRUNE_EXPECT(p[i] > previous && p[i] < limit, op, c10::str(name, " strictly increasing in [0, ", limit, ")"),
+                    p[i], " after ", previous);
+    previous = p[i];
+  }
+  return p;
+}
+
+// usage: float64 [4, units], rows contiguous; it is added to.
+inline void expect_usage(const char* op, const at::Tensor& t, int64_t units) {
+  DYNPRUNE_EXPECT(t.dim() == 2 && t.size(0) == 4 && t.size(1) == units && t.scalar_type() == at::kDouble &&
+                      (units < 2 || t.stride(1) == 1) && t.device().is_cpu(),
+                  op, c10::str("float64 usage [4, ", units, "] with contiguous rows"), t.scalar_type(), " ", t.sizes());
+}
+
+}  // namespace dynprune

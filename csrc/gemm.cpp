@@ -1,0 +1,67 @@
+// The dense product under the kernels, on internal ATen API: the one file that follows PyTorch when it changes.
+#include "gemm.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/native/CPUBlas.h>
+
+#include "cpu/gemm.h"
+#include "run.h"
+
+namespace dynprune {
+
+namespace {
+
+bool probe_brgemm() {
+#ifdef CPUBLAS_BRGEMM_F32F32F32
+  // ATen offers brgemm on AVX-512 only; other kernels are run with BLAS, as they would be on an older CPU.
+  if (std::string(kernels().isa) != "avx512") return false;
+  try {
+    alignas(64) float a[16 * 16] = {}, b[16 * 16] = {}, c[16 * 16] = {};
+    at::native::cpublas::brgemm(16, 16, 16, 16, 16, 16, false, a, b, c, false);
+    at::native::cpublas::brgemm_release(false);
+    return true;
+  } catch (const c10::Error&) {
+    return false;
+  }
+#else
+  return false;
+#endif
+}
+
+void blas(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+          int64_t ldc, bool accumulate) {
+  at::AutoDispatchBelowADInplaceOrView below;
+  auto view = [](const float* p, int64_t rows, int64_t columns, int64_t stride) {
+    return at::from_blob(const_cast<float*>(p), {rows, columns}, {stride, 1}, at::kFloat);
+  };
+  at::Tensor out = view(c, m, n, ldc);
+  at::addmm_out(out, out, view(a, m, k, lda), view(b, k, n, ldb), accumulate ? 1 : 0);
+}
+
+}  // namespace
+
+bool has_brgemm() {
+  static const bool available = probe_brgemm();
+  return available;
+}
+
+void gemm_tile(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+               int64_t ldc, bool accumulate) {
+  if (k == 0) {
+    for (int64_t i = 0; i < m && !accumulate; ++i) std::fill_n(c + i * ldc, n, 0.f);
+    return;
+  }
+#ifdef CPUBLAS_BRGEMM_F32F32F32
+  if (has_brgemm()) return at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, accumulate, a, b, c, false);
+#endif
+  blas(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+}
+
+void gemm_release() {
+#ifdef CPUBLAS_BRGEMM_F32F32F32
+  if (has_brgemm()) at::native::cpublas::brgemm_release(false);
+#endif
+}
+
+}  // namespace dynprune

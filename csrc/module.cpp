@@ -1,0 +1,25 @@
+// The extension module dynprune._C: what is not an op. Importing it registers the CPU implementations of the ops.
+#include <torch/csrc/utils/pybind.h>
+#include <torch/extension.h>
+
+#include "gemm.h"
+#include "pack.h"
+#include "run.h"
+
+#define DYNPRUNE_STRING_(x) #x
+#define DYNPRUNE_STRING(x) DYNPRUNE_STRING_(x)
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled part of dynprune: weight packing and build information; ops are under torch.ops.dynprune.";
+  m.attr("TORCH_VERSION") = DYNPRUNE_STRING(DYNPRUNE_TORCH_VERSION);
+  m.attr("PANEL") = dynprune::kPanel;
+  m.attr("UNIT_ALIGN") = dynprune::kUnitAlign;
+  m.def("isa", [] { return std::string(dynprune::kernels().isa); }, "Instruction set of the CPU kernels in use.");
+  m.def("has_brgemm", &dynprune::has_brgemm, "Whether small products run on oneDNN's brgemm (otherwise BLAS).");
+  m.def("pack_linear", &dynprune::pack_linear, py::arg("weight"), py::arg("indices") = py::none(),
+        py::arg("columns") = py::none(), py::arg("scale") = py::none(), py::call_guard<py::gil_scoped_release>());
+  m.def("pack_conv2d", &dynprune::pack_conv2d, py::arg("weight"), py::arg("indices") = py::none(),
+        py::arg("input_indices") = py::none(), py::arg("scale") = py::none(), py::call_guard<py::gil_scoped_release>());
+}

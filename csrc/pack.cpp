@@ -1,0 +1,80 @@
+#include "pack.h"
+
+#include <numeric>
+#include <vector>
+
+#include "run.h"
+
+namespace dynprune {
+
+namespace {
+
+void pack_into(const char* op, const at::Tensor& weight, const std::optional<at::Tensor>& indices,
+               const std::vector<int64_t>& columns, const std::optional<at::Tensor>& scale, at::Tensor& packed) {
+  PackParams p{};
+  p.master = weight.const_data_ptr<float>();
+  p.row_stride = weight.numel() / std::max<int64_t>(1, weight.size(0));
+  p.units = indices.has_value() ? indices->numel() : weight.size(0);
+  p.rows = indices.has_value() ? expect_indices(op, "indices", *indices, weight.size(0)) : nullptr;
+  p.columns = columns.data();
+  p.depth = static_cast<int64_t>(columns.size());
+  if (scale.has_value()) {
+    expect_float(op, "scale", *scale);
+    DYNPRUNE_EXPECT(scale->dim() == 1 && scale->size(0) == weight.size(0) && scale->is_contiguous(), op,
+                    c10::str("a scale [", weight.size(0), "]"), scale->sizes());
+    p.scale = scale->const_data_ptr<float>();
+  }
+  p.packed = packed.mutable_data_ptr<float>();
+  run_tasks(pack_tasks(p), p.units * p.depth * 16, p.units, std::nullopt,
+            [&](double*, int64_t begin, int64_t end) { kernels().pack(p, begin, end); });
+}
+
+}  // namespace
+
+at::Tensor pack_linear(const at::Tensor& weight, const std::optional<at::Tensor>& indices,
+                       const std::optional<at::Tensor>& columns, const std::optional<at::Tensor>& scale) {
+  const char* op = "pack_linear";
+  expect_float(op, "weight", weight);
+  DYNPRUNE_EXPECT(weight.dim() == 2, op, "a weight [out, in]", weight.sizes());
+  const at::Tensor master = weight.contiguous();
+  std::vector<int64_t> list;
+  if (columns.has_value()) {
+    DYNPRUNE_EXPECT(columns->dim() == 1 && columns->scalar_type() == at::kLong, op, "int64 columns [n]",
+                    columns->scalar_type(), " ", columns->sizes());
+    const at::Tensor tight = columns->contiguous();
+    list.assign(tight.const_data_ptr<int64_t>(), tight.const_data_ptr<int64_t>() + tight.numel());
+    for (int64_t c : list) {
+      DYNPRUNE_EXPECT(c >= 0 && c < weight.size(1), op, c10::str("columns in [0, ", weight.size(1), ")"), c);
+    }
+  } else {
+    list.resize(weight.size(1));
+    std::iota(list.begin(), list.end(), 0);
+  }
+  const int64_t units = indices.has_value() ? indices->numel() : weight.size(0);
+  at::Tensor packed = at::empty({1, static_cast<int64_t>(list.size()), padded_units(units)}, weight.options());
+  pack_into(op, master, indices, list, scale, packed);
+  return packed;
+}
+
+at::Tensor pack_conv2d(const at::Tensor& weight, const std::optional<at::Tensor>& indices,
+                       const std::optional<at::Tensor>& input_indices, const std::optional<at::Tensor>& scale) {
+  const char* op = "pack_conv2d";
+  expect_float(op, "weight", weight);
+  DYNPRUNE_EXPECT(weight.dim() == 4, op, "a weight [out, in, kh, kw]", weight.sizes());
+  const at::Tensor master = weight.contiguous();
+  const int64_t taps = weight.size(2) * weight.size(3);
+  const int64_t* chosen =
+      input_indices.has_value() ? expect_indices(op, "input_indices", *input_indices, weight.size(1)) : nullptr;
+  const int64_t channels = chosen == nullptr ? weight.size(1) : input_indices->numel();
+  std::vector<int64_t> list;
+  list.reserve(taps * channels);
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    for (int64_t c = 0; c < channels; ++c) list.push_back((chosen == nullptr ? c : chosen[c]) * taps + tap);
+  }
+  const int64_t units = indices.has_value() ? indices->numel() : weight.size(0);
+  at::Tensor packed = at::empty({1, weight.size(2), weight.size(3), channels, padded_units(units)}, weight.options());
+  pack_into(op, master, indices, list, scale, packed);
+  return packed;
+}
+
+}  // namespace dynprune

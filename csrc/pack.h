@@ -1,0 +1,19 @@
+// Packing weights for the kernels (layout: kernels/cpu/types.h).
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <optional>
+
+namespace dynprune {
+
+// weight [out, in] -> [1, n_in, padded n_out], storage in panels. `indices` [n_out] rows, strictly increasing;
+// `columns` [n_in] columns in any order; `scale` [out] factor of each row.
+at::Tensor pack_linear(const at::Tensor& weight, const std::optional<at::Tensor>& indices,
+                       const std::optional<at::Tensor>& columns, const std::optional<at::Tensor>& scale);
+
+// weight [out, in, kh, kw] -> [1, kh, kw, n_in, padded n_out], storage in panels of depth (kh, kw, n_in).
+at::Tensor pack_conv2d(const at::Tensor& weight, const std::optional<at::Tensor>& indices,
+                       const std::optional<at::Tensor>& input_indices, const std::optional<at::Tensor>& scale);
+
+}  // namespace dynprune

@@ -1,0 +1,29 @@
+#include "run.h"
+
+namespace dynprune {
+
+const Kernels& kernels() {
+  static const Kernels& selected = []() -> const Kernels& {
+    const char* error = nullptr;
+    const Kernels* found = select_kernels(&error);
+    TORCH_CHECK_VALUE(found != nullptr, error, ", got ", std::getenv("DYNPRUNE_CPU_ISA"));
+    return *found;
+  }();
+  return selected;
+}
+
+ActivationSpec parse_activation(const char* op, c10::string_view name, double slope) {
+  static constexpr std::pair<const char*, Activation> kNames[] = {
+      {"none", Activation::none}, {"relu", Activation::relu},           {"leaky_relu", Activation::leaky_relu},
+      {"gelu", Activation::gelu}, {"gelu_tanh", Activation::gelu_tanh}, {"silu", Activation::silu},
+      {"tanh", Activation::tanh}, {"sigmoid", Activation::sigmoid},
+  };
+  for (const auto& [known, kind] : kNames) {
+    if (name == known) return {kind, static_cast<float>(slope)};
+  }
+  TORCH_CHECK_VALUE(
+      false, op, ": expected an activation out of none, relu, leaky_relu, gelu, gelu_tanh, silu, tanh, sigmoid, got ",
+      std::string(name));
+}
+
+}  // namespace dynprune

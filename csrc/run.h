@@ -1,0 +1,49 @@
+// Running a kernel's tasks on PyTorch's threads, and picking the kernels.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "checks.h"
+#include "cpu/kernels.h"
+
+namespace dynprune {
+
+// The kernels of this process; a wrong DYNPRUNE_CPU_ISA raises ValueError.
+const Kernels& kernels();
+
+ActivationSpec parse_activation(const char* op, c10::string_view name, double slope);
+
+// Waking a thread costs about as much as this many multiply-adds.
+constexpr int64_t kWorkPerThread = 200'000;
+
+// Splits [0, tasks) into one contiguous chunk per thread; `range(usage, begin, end)` runs a chunk. Usage sums are kept
+// per chunk and added up in order, so the result depends on the number of threads only.
+template <typename Range>
+void run_tasks(int64_t tasks, int64_t work, int64_t units, const std::optional<at::Tensor>& usage, const Range& range) {
+  if (tasks == 0 || units == 0) return;
+  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  const int64_t chunks = std::max<int64_t>(1, std::min({tasks, threads, 1 + work / kWorkPerThread}));
+  const int64_t padded = padded_units(units), size = kUsageRows * padded;
+  std::vector<double> sums(usage.has_value() ? chunks * size : 0, 0.0);
+  at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; ++c) {
+      range(sums.empty() ? nullptr : sums.data() + c * size, c * tasks / chunks, (c + 1) * tasks / chunks);
+    }
+  });
+  if (!usage.has_value()) return;
+  double* total = usage->mutable_data_ptr<double>();
+  for (int64_t row = 0; row < kUsageRows; ++row) {
+    for (int64_t c = 0; c < chunks; ++c) {
+      const double* from = sums.data() + c * size + row * padded;
+      double* to = total + row * usage->stride(0);
+      for (int64_t j = 0; j < units; ++j) to[j] += from[j];
+    }
+  }
+}
+
+}  // namespace dynprune

@@ -1,0 +1,100 @@
+"""What the user decides."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dynprune.control.criteria import CRITERIA, GroupView
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How an accelerated model observes, prunes and reactivates.
+
+    Args:
+        prune_threshold: a unit whose score stays below this is pruned.
+        reactivate_threshold: a pruned unit whose score rises above this comes back.
+        criterion: ``"contribution"`` (relative to the layer's mean, at any scale),
+            ``"mean_abs"`` (mean |a|, absolute), or a callable from
+            :class:`~dynprune.control.criteria.GroupView` to scores ``[units]``.
+        compensate: whether a pruned unit is replaced by its mean (else by zero).
+        canary_interval: one in so many batches carries canary rows.
+        canary_rows: rows of such a batch that are computed by all units.
+        dwell: batches a unit keeps its state after a flip.
+        min_active: units of a group that stay active whatever their score (all of a smaller group).
+        evidence: rows to be seen before a decision.
+        window: rows after which an observation counts half.
+        max_flips: share of all units that one update may flip (the first decision after a start or a
+            drift, and ``calibrate``, have no cap).
+        drift_threshold: mean squared deviation of live usage, in units of its variance, above which
+            the traffic counts as changed: everything comes back at once and is observed anew.
+            ``math.inf`` turns this off.
+        max_divergence: share of canary rows whose answer (the largest output) pruning may change; the
+            controller lowers the thresholds while the measured share may be above it. None: no guard.
+        dtype: what the model computes in; None: as it is.
+        seed: of the choice of canary batches and rows.
+
+    Raises:
+        ValueError: a value is outside its range.
+    """
+
+    prune_threshold: float = 0.05
+    reactivate_threshold: float = 0.10
+    criterion: str | Callable[[GroupView], Tensor] = "contribution"
+    compensate: bool = True
+    canary_interval: int = 16
+    canary_rows: int = 8
+    dwell: int = 16
+    min_active: int = 4
+    evidence: int = 512
+    window: int = 2048
+    max_flips: float = 0.05
+    drift_threshold: float = 4.0
+    max_divergence: float | None = None
+    dtype: torch.dtype | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        def expect(condition: bool, name: str, expected: str) -> None:
+            if not condition:
+                raise ValueError(f"Config: expected {name} {expected}, got {getattr(self, name)!r}")
+
+        for name in ("prune_threshold", "reactivate_threshold"):
+            value = getattr(self, name)
+            expect(
+                isinstance(value, (int, float)) and math.isfinite(value) and value >= 0,
+                name,
+                "a finite number of at least 0",
+            )
+        expect(
+            self.prune_threshold <= self.reactivate_threshold,
+            "prune_threshold",
+            f"at most reactivate_threshold ({self.reactivate_threshold!r})",
+        )
+        expect(
+            callable(self.criterion) or self.criterion in CRITERIA,
+            "criterion",
+            f"one of {', '.join(sorted(CRITERIA))} or a callable",
+        )
+        for name in ("canary_interval", "canary_rows", "min_active", "evidence", "window"):
+            value = getattr(self, name)
+            expect(isinstance(value, int) and value >= 1, name, "a whole number of at least 1")
+        expect(isinstance(self.dwell, int) and self.dwell >= 0, "dwell", "a whole number of batches")
+        expect(0 < self.max_flips <= 1, "max_flips", "in (0, 1]")
+        expect(self.drift_threshold > 1, "drift_threshold", "above 1")
+        expect(
+            self.max_divergence is None or 0 < self.max_divergence < 1,
+            "max_divergence",
+            "None or in (0, 1)",
+        )
+        expect(
+            self.dtype is None or (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point),
+            "dtype",
+            "None or a floating torch.dtype",
+        )
+        expect(isinstance(self.seed, int), "seed", "a whole number")

@@ -1,0 +1,1 @@
+"""Usage statistics, the policy that decides what to compute, and the controller that publishes it."""

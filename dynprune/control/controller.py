@@ -1,0 +1,335 @@
+"""The controller: takes in what forwards saw, decides, and publishes plans."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import random
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynprune.config import Config
+from dynprune.control import policy
+from dynprune.control.criteria import CRITERIA, GroupView
+from dynprune.control.drift import DriftDetector
+from dynprune.control.guard import Guard
+from dynprune.control.usage import RunningMean, RunningUsage, UsageStats
+from dynprune.lowering.ir import LayerSite, Program
+from dynprune.ops.reference import UNIT_ALIGN
+from dynprune.plan.build import PlanBuilder
+from dynprune.plan.plan import Plan
+from dynprune.plan.record import Record
+
+
+@dataclasses.dataclass
+class Seen:
+    """What one forward reports.
+
+    Attributes:
+        rows: of the batch.
+        live: record of the rows that ran on the plan ``serial``, and how many.
+        dense: record of the rows that ran dense with means at read points, and how many.
+        changed: rows among ``compared`` whose answer pruning changed (guard only).
+    """
+
+    rows: int
+    serial: int
+    live: tuple[Record, int] | None = None
+    dense: tuple[Record, int] | None = None
+    canary: bool = False
+    changed: int = 0
+    compared: int = 0
+
+
+class Statistics:
+    """Usage of every group and means at every read point, from rows with dense upstream layers."""
+
+    def __init__(self, program: Program, window: int) -> None:
+        self.program = program
+        self.usage = {n: RunningUsage(g.units, window) for n, g in program.groups.items()}
+        self.means = [RunningMean(program.groups[r.layout.group].units, window) for r in program.reads]
+        self.rows = 0
+
+    def add(self, record: Record, rows: int) -> None:
+        """Add the record of ``rows`` rows of a dense run."""
+        for name, usage in record.usage.items():
+            self.usage[name].add(usage, rows)
+        for index, (sums, positions) in record.reads.items():
+            self.means[index].add(sums, positions, rows)
+        self.rows += rows
+
+    def constants(self) -> dict[str, Tensor]:
+        """Read point -> mean there ``[units]``, float32."""
+        result = {}
+        for read, mean in zip(self.program.reads, self.means, strict=True):
+            value = self.usage[read.layout.group].stats().mean if read.same_as_usage else mean.mean()
+            result[read.name] = value.float()
+        return result
+
+
+class Controller:
+    """State behind an accelerated model.
+
+    Forwards read ``plan`` without a lock and report through :meth:`report`, which never waits: if
+    another thread is deciding, that thread takes the report over.
+    """
+
+    def __init__(self, program: Program, config: Config) -> None:
+        self.program = program
+        self.config = config
+        self.builder = PlanBuilder(program)
+        self.lock = threading.RLock()
+        self.inbox: collections.deque[Seen] = collections.deque()
+        self.tickets = itertools.count()
+        self.callbacks: list[Callable[[dict[str, Tensor]], None]] = []
+        self.frozen = False
+        self.observing = True
+        self.batch = 0
+        self.forced: dict[str, Tensor] = {}
+        self.counts = dict.fromkeys(
+            ("batches", "rows", "canary_rows", "flips", "operations", "dense_operations"), 0
+        )
+        self.statistics = Statistics(program, config.window)
+        self.states = self._all_active()
+        self.filled = {name: state.active for name, state in self.states.items()}
+        self.drift = DriftDetector(config.drift_threshold)
+        self.guard = None if config.max_divergence is None else Guard(config.max_divergence)
+        self._window: tuple[int, int] = (-1, 0)
+        self._fresh_rows = 0  # dense rows since the last decision
+        self._constants = {n: torch.zeros_like(m) for n, m in self.statistics.constants().items()}
+        self.load_weights()
+
+    def _all_active(self) -> dict[str, policy.GroupState]:
+        return {
+            name: policy.GroupState.all_active(group.units) for name, group in self.program.groups.items()
+        }
+
+    def load_weights(self) -> None:
+        """Pack everything anew from the dense weights."""
+        with self.lock, torch.inference_mode(False), torch.no_grad():
+            masks = {n: torch.ones(g.units, dtype=torch.bool) for n, g in self.program.groups.items()}
+            constants = self.constants()
+            self.reader_norms = {name: self._reader_norms(name) for name in self.program.groups}
+            self.dense_plan = self.builder.build(masks, constants)
+            active = self.active()
+            dense = all(bool(m.all()) for m in active.values())
+            self.plan = self.dense_plan if dense else self.builder.build(active, constants, self.dense_plan)
+
+    def _reader_norms(self, name: str) -> list[Tensor]:
+        group, norms = self.program.groups[name], []
+        for index in group.reads:
+            read = self.program.reads[index]
+            site = self.program.sites[read.consumer]
+            if not isinstance(site, LayerSite):
+                norms.append(torch.ones(group.units, dtype=torch.float64))
+                continue
+            weight = site.module.weight.detach().double()
+            scale, _ = site.fold()
+            square = weight.square().flatten(1)
+            if scale is not None:
+                square = square * scale.double().square()[:, None]
+            norms.append(square.sum(0).view(group.units, -1).sum(1))
+        return norms
+
+    # What forwards ask ----------------------------------------------------------------------------
+
+    def is_canary(self, ticket: int) -> bool:
+        """Whether the batch with this ticket carries canary rows: one, at random, in each interval."""
+        window, position = divmod(ticket, self.config.canary_interval)
+        if self._window[0] != window:
+            chosen = random.Random(hash((self.config.seed, window))).randrange(self.config.canary_interval)
+            self._window = (window, chosen)
+        return self._window == (window, position)
+
+    def canary_rows(self, ticket: int, rows: int) -> Tensor:
+        """The rows ``[n]`` of a batch that run dense, increasing."""
+        count = min(rows, self.config.canary_rows)
+        chosen = random.Random(hash((self.config.seed, ticket, rows))).sample(range(rows), count)
+        return torch.tensor(sorted(chosen))
+
+    def report(self, seen: Seen) -> None:
+        """Take in what a forward saw; may publish a plan."""
+        self.inbox.append(seen)
+        # A report that arrives while the lock is held is taken by its holder, or by the next forward.
+        while self.inbox and self.lock.acquire(blocking=False):
+            try:
+                with torch.inference_mode(False), torch.no_grad():
+                    while self.inbox:
+                        self._take(self.inbox.popleft())
+            finally:
+                self.lock.release()
+
+    # Decisions ------------------------------------------------------------------------------------
+
+    def _take(self, seen: Seen) -> None:
+        counts = self.counts
+        counts["batches"] += 1
+        counts["rows"] += seen.rows
+        for part in (seen.live, seen.dense):
+            if part is not None:
+                counts["operations"] += part[0].operations
+        # Rows that run twice, for the guard, would have run once in a dense model.
+        main = seen.dense if seen.compared else None
+        for part in (seen.live, seen.dense):
+            if part is not None and part is not main:
+                counts["dense_operations"] += part[0].dense_operations
+        if seen.canary and seen.dense is not None:
+            counts["canary_rows"] += seen.dense[1]
+        if self.frozen:
+            return
+        self.batch += 1
+        if seen.compared and self.guard is not None and self.guard.add(seen.changed, seen.compared):
+            self.reactivate_all()
+            return
+        if seen.dense is not None:
+            self.statistics.add(*seen.dense)
+            self._fresh_rows += seen.dense[1]
+            enough = self.statistics.rows >= self.config.evidence
+            if enough and self._fresh_rows >= self.config.canary_rows:
+                self._fresh_rows = 0
+                self._decide(settle=self.observing)
+        if seen.live is not None and not self.observing and seen.serial == self.plan.serial:
+            if self.drift.add(seen.live[0].usage, seen.live[1]):
+                self.reactivate_all()
+
+    def scores(self) -> dict[str, Tensor]:
+        """Group -> score ``[units]`` under the criterion."""
+        criterion = self.config.criterion
+        function = CRITERIA[criterion] if isinstance(criterion, str) else criterion
+        result = {}
+        for name, group in self.program.groups.items():
+            view = GroupView(name, self.statistics.usage[name].stats(), self.reader_norms[name])
+            score = function(view)
+            if not isinstance(score, Tensor) or score.shape != (group.units,):
+                got = list(score.shape) if isinstance(score, Tensor) else type(score).__name__
+                raise ValueError(f"criterion: expected scores [{group.units}] of {name}, got {got}")
+            result[name] = score.double()
+        return result
+
+    def _rules(self, settle: bool) -> policy.Rules:
+        config = self.config
+        scale = 1.0 if self.guard is None else self.guard.scale
+        units = sum(group.units for group in self.program.groups.values())
+        return policy.Rules(
+            prune=config.prune_threshold * scale,
+            reactivate=config.reactivate_threshold * scale,
+            min_active=config.min_active,
+            dwell=0 if settle else config.dwell,
+            max_flips=None if settle else max(1, int(config.max_flips * units)),
+        )
+
+    def _decide(self, settle: bool) -> None:
+        scores = self.scores()
+        free = {name: score for name, score in scores.items() if name not in self.forced}
+        states = policy.decide(free, self.states, self._rules(settle), self.batch)
+        self.observing = False
+        self._move(states, scores)
+
+    def _move(self, states: dict[str, policy.GroupState], scores: Mapping[str, Tensor]) -> None:
+        """Adopt new policy states, count their flips and publish what changed."""
+        flips = sum(int((states[name].active != self.states[name].active).sum()) for name in states)
+        if flips == 0:
+            return
+        filled = dict(self.filled)
+        for name, state in states.items():
+            if not torch.equal(state.active, self.states[name].active):
+                filled[name] = policy.fill(state.active, scores[name], UNIT_ALIGN)
+        before = self.states, self.filled
+        self.states, self.filled = states, filled
+        try:
+            self.publish()
+        except BaseException:
+            self.states, self.filled = before
+            raise
+        self.counts["flips"] += flips
+
+    def reactivate_all(self) -> None:
+        """Publish the dense plan and start observing anew."""
+        self.statistics = Statistics(self.program, self.config.window)
+        self.observing = True
+        nothing = {n: torch.full((g.units,), float("nan")) for n, g in self.program.groups.items()}
+        self._move(self._all_active(), nothing)
+        self.drift.reset()
+
+    def calibrated(self, statistics: Statistics) -> None:
+        """Replace the statistics and apply the policy once, from everything active, without limits."""
+        with self.lock, torch.inference_mode(False), torch.no_grad():
+            before = self.statistics, self.observing
+            self.statistics = statistics
+            try:
+                scores = self.scores()
+                fresh = self._all_active()
+                free = {name: score for name, score in scores.items() if name not in self.forced}
+                states = policy.decide(free, fresh, self._rules(settle=True), self.batch)
+                self.observing = False
+                # Publishing is owed even without a flip: the constants are new.
+                self._move(states, scores)
+                self.publish()
+            except BaseException:
+                self.statistics, self.observing = before
+                raise
+
+    # Publishing -----------------------------------------------------------------------------------
+
+    def active(self) -> dict[str, Tensor]:
+        """Group -> units to compute: the forced set, or the policy's with fill."""
+        return {name: self.forced.get(name, mask) for name, mask in self.filled.items()}
+
+    def constants(self) -> dict[str, Tensor]:
+        """Read point -> what is to stand in for pruned units ``[units]``."""
+        if not self.config.compensate or self.statistics.rows == 0:
+            # Nothing seen since the last reactivation: forced sets keep what they had.
+            return dict(self._constants)
+        return self.statistics.constants()
+
+    def publish(self) -> None:
+        """Build the plan of the current choice and put it in place by one assignment."""
+        active, constants = self.active(), self.constants()
+        if all(bool(mask.all()) for mask in active.values()):
+            plan: Plan = dataclasses.replace(
+                self.dense_plan, constants=constants, serial=self.plan.serial + 1
+            )
+        else:
+            plan = self.builder.build(active, constants, self.plan)
+        self.plan = plan
+        self._constants = constants
+        self.drift.reset()
+        for callback in list(self.callbacks):
+            callback({name: mask.clone() for name, mask in plan.active.items()})
+
+    def force(self, name: str, mask: Tensor | None) -> None:
+        """Force a group's set, or (None) give it back to the policy; publishes."""
+        with self.lock, torch.inference_mode(False), torch.no_grad():
+            before = dict(self.forced)
+            if mask is None:
+                self.forced.pop(name, None)
+            else:
+                self.forced[name] = mask.detach().clone()
+            try:
+                self.publish()
+            except BaseException:
+                self.forced = before
+                raise
+
+    def usage(self) -> dict[str, UsageStats]:
+        """Group -> usage statistics."""
+        with self.lock:
+            return {name: running.stats() for name, running in self.statistics.usage.items()}
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data for ``stats()``."""
+        with self.lock:
+            masks = self.plan.active.values()
+            units = sum(len(mask) for mask in masks)
+            active = sum(int(mask.sum()) for mask in masks)
+            result: dict[str, Any] = dict(self.counts)
+            result["active_fraction"] = active / units if units else 1.0
+            result["observing"] = self.observing
+            if self.guard is not None:
+                result["divergence"] = self.guard.summary()
+            return result

@@ -1,0 +1,72 @@
+"""Noticing that the traffic changed, from the usage of the active units that every row gives for free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+_BLOCK_ROWS = 64  # rows averaged before a comparison
+_WARM_BLOCKS = 8  # blocks that make up the band
+_MEMORY = 64  # blocks over which the band moves with slow changes
+_LARGEST = 25.0  # a single unit counts for at most this much
+_FLOOR = 0.1  # of the variance over rows and pixels: a band of repeated inputs has no width of its own
+
+
+class DriftDetector:
+    """Compares blocks of rows with a running band of each active unit's mean |a|.
+
+    The deviation of a block is the mean over units of ``(m - mu)^2 * rows / v``, about 1 in steady
+    traffic. Two blocks in a row, or one far out, raise the alarm: the exponential mean (one half) of
+    the deviations is compared with ``threshold``.
+
+    Args:
+        threshold: of the mean deviation.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the band: another plan serves, and the units see other inputs."""
+        self._sums: Tensor | None = None
+        self._rows = 0
+        self._blocks = 0
+        self._mean = torch.empty(0, dtype=torch.float64)
+        self._var = torch.empty(0, dtype=torch.float64)
+        self._level = 1.0
+
+    def add(self, usage: Mapping[str, Tensor], rows: int) -> bool:
+        """Add the usage ``[4, active]`` of every group over ``rows`` rows; True: the traffic changed."""
+        if not usage or rows == 0:
+            return False
+        sums = torch.cat([usage[name] for name in sorted(usage)], dim=1)
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._rows += rows
+        if self._rows < _BLOCK_ROWS:
+            return False
+        magnitude, _, square, count = self._sums
+        count = count.clamp(min=1.0)
+        mean = magnitude / count
+        spread = (square / count - mean.square()).clamp(min=0.0)
+        block_rows, self._sums, self._rows = self._rows, None, 0
+        return self._compare(mean, spread, block_rows)
+
+    def _compare(self, mean: Tensor, spread: Tensor, rows: int) -> bool:
+        self._blocks += 1
+        if self._blocks == 1:
+            self._mean, self._var = mean, torch.zeros_like(mean)
+            return False
+        square = (mean - self._mean).square() * rows
+        if self._blocks > _WARM_BLOCKS:
+            width = self._var + _FLOOR * spread + 1e-30
+            deviation = float((square / width).clamp(max=_LARGEST).mean())
+            self._level = (self._level + deviation) / 2
+            if self._level > self.threshold:
+                return True
+        share = 1 / min(self._blocks, _MEMORY)
+        self._mean = self._mean + share * (mean - self._mean)
+        self._var = self._var + share * (square - self._var)
+        return False

@@ -1,0 +1,294 @@
+"""Finding layers, what each can fuse, groups of prunable units, and the layout of every value."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import fx, nn
+
+from dynprune.lowering import tables
+from dynprune.lowering.ir import (
+    ActivationSite,
+    ExpandSite,
+    Group,
+    LayerSite,
+    Layout,
+    NormSite,
+    Note,
+    Read,
+    Site,
+)
+from dynprune.lowering.tables import Activation
+
+
+@dataclasses.dataclass
+class Analysis:
+    """The result of :func:`analyse`, on the traced graph."""
+
+    traced: fx.GraphModule
+    modules: dict[str, nn.Module]
+    sites: list[Site] = dataclasses.field(default_factory=list)
+    site_of: dict[fx.Node, int] = dataclasses.field(default_factory=dict)
+    fused: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
+    groups: dict[str, Group] = dataclasses.field(default_factory=dict)
+    reads: list[Read] = dataclasses.field(default_factory=list)
+    layouts: dict[fx.Node, Layout] = dataclasses.field(default_factory=dict)
+    expanded: dict[fx.Node, dict[fx.Node, int]] = dataclasses.field(default_factory=dict)
+    notes: list[Note] = dataclasses.field(default_factory=list)
+
+
+def _is_ours(module: nn.Module) -> bool:
+    """A layer of dynprune.nn, told apart by its module: the lowering is below that package."""
+    return type(module).__module__.startswith("dynprune.nn.")
+
+
+def _why_not(node: fx.Node, module: nn.Module) -> str | None:
+    """Why a layer cannot run on our kernels; None if it can."""
+    if len(node.args) != 1 or not isinstance(node.args[0], fx.Node):
+        return "an input that is not the first argument"
+    shape = node.args[0].meta.get("shape")
+    if _is_ours(module) and not torch.as_tensor(module.active).all():
+        return "an active set of its own"
+    if isinstance(module, nn.Conv2d):
+        if module.groups != 1:
+            return f"grouped convolution (groups={module.groups})"
+        if module.padding_mode != "zeros":
+            return f"padding mode {module.padding_mode!r}"
+        if conv_padding(module) is None:
+            return f"padding {module.padding!r} that differs between the two ends"
+        return None if shape is not None and len(shape) == 4 else "an input without a batch dimension"
+    return None if shape is not None and len(shape) >= 2 else "an input without a batch dimension"
+
+
+def conv_padding(module: nn.Conv2d) -> list[int] | None:
+    """Pixels of zero padding at each end of both dimensions; None if the ends differ."""
+    if module.padding == "valid":
+        return [0, 0]
+    if module.padding == "same":
+        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return [t // 2 for t in total] if all(t % 2 == 0 for t in total) else None
+    assert not isinstance(module.padding, str)
+    return list(module.padding)
+
+
+class _Analyser:
+    def __init__(self, traced: fx.GraphModule) -> None:
+        self.modules = dict(traced.named_modules())
+        self.result = Analysis(traced, self.modules)
+        self.layers: dict[fx.Node, nn.Linear | nn.Conv2d] = {}
+        self.untouched: dict[str, Layout] = {}  # group -> layout directly at its usage site
+
+    def run(self) -> Analysis:
+        nodes = list(self.result.traced.graph.nodes)
+        for node in nodes:
+            inputs = node.all_input_nodes
+            node.meta["in_shape"] = inputs[0].meta.get("shape") if inputs else None
+            if node.op == "call_module":
+                self._find_layer(node)
+        for node in nodes:
+            if node in self.result.fused:
+                continue
+            if node in self.layers:
+                self._layer(node)
+            else:
+                self._other(node)
+        self._name_reads()
+        return self.result
+
+    def _find_layer(self, node: fx.Node) -> None:
+        module = self.modules[str(node.target)]
+        if type(module) not in (nn.Linear, nn.Conv2d) and not _is_ours(module):
+            if isinstance(module, (nn.LSTM, nn.GRU, nn.RNN)):
+                self._note(node, f"dense: {type(module).__name__} is not lowered yet")
+            return
+        assert isinstance(module, (nn.Linear, nn.Conv2d))
+        reason = _why_not(node, module)
+        if reason is None:
+            self.layers[node] = module
+        else:
+            self._note(node, f"dense: {reason}")
+
+    def _note(self, node: fx.Node, what: str) -> None:
+        name = str(node.target) if node.op == "call_module" else node.name
+        self.result.notes.append(Note(name, what))
+
+    # Layers -------------------------------------------------------------------------------------
+
+    def _layer(self, node: fx.Node) -> None:
+        module = self.layers[node]
+        end, norm, activation = self._fuse(node, module)
+        name = self._call_name(str(node.target))
+        site = LayerSite(name, module, activation, norm)
+        shape = node.meta["shape"]
+        index = self._add_site(node, site)
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        layout = self.result.layouts.get(source)
+        if layout is not None:
+            if self._fits(module, source, layout):
+                site.read = self._add_read(layout, index, source)
+            else:
+                self._expand(node, source)
+        if self._reaches_output(end):
+            self._note(node, "kernel; never pruned: its units reach an output of the model")
+            return
+        dim = 1 if isinstance(module, nn.Conv2d) else len(shape) - 1
+        site.group = name
+        self.result.groups[name] = Group(name, site.units, index, index)
+        self.result.layouts[end] = Layout(name, dim)
+        if activation.kind == "none":
+            self._find_usage_site(end, name)
+        parts = [type(module).__name__]
+        parts += ["batch norm"] if norm is not None else []
+        parts += [activation.kind] if activation.kind != "none" else []
+        self._note(node, f"kernel ({' + '.join(parts)}); {site.units} units may be pruned")
+
+    def _call_name(self, target: str) -> str:
+        names = {site.name for site in self.result.sites}
+        name, call = target, 1
+        while name in names:
+            call += 1
+            name = f"{target}@{call}"
+        return name
+
+    def _fuse(
+        self, node: fx.Node, module: nn.Linear | nn.Conv2d
+    ) -> tuple[fx.Node, nn.BatchNorm1d | nn.BatchNorm2d | None, Activation]:
+        """What follows a layer and can run in its epilogue; the last node of that chain."""
+        end, norm = node, None
+        user = _only_user(end)
+        if user is not None and user.op == "call_module":
+            candidate = self.modules[str(user.target)]
+            if isinstance(candidate, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                fits = isinstance(module, nn.Conv2d) or len(node.meta["shape"]) == 2
+                if fits and candidate.running_mean is not None:
+                    norm, end = candidate, user
+                    self.result.fused[user] = node
+        user = _only_user(end)
+        if user is None:
+            return end, norm, Activation()
+        activation = tables.find_activation(user, self.modules)
+        if activation is not None:
+            self.result.fused[user] = node
+            return user, norm, activation
+        return end, norm, Activation()
+
+    def _fits(self, module: nn.Module, source: fx.Node, layout: Layout) -> bool:
+        """Whether a layer reads the units along the dimension it contracts."""
+        shape = source.meta["shape"]
+        if isinstance(module, nn.Conv2d):
+            return layout.dim == 1 and layout.spatial == 1 and len(shape) == 4
+        return layout.dim == len(shape) - 1
+
+    def _reaches_output(self, node: fx.Node) -> bool:
+        """Whether an output of the model sees these units without another layer in between."""
+        seen, stack = {node}, [node]
+        while stack:
+            for user in stack.pop().users:
+                if user.op == "output":
+                    return True
+                if user in seen or self._mixes(user) or tables.is_batch_size(user):
+                    continue
+                seen.add(user)
+                stack.append(user)
+        return False
+
+    def _mixes(self, node: fx.Node) -> bool:
+        if node.op != "call_module":
+            return False
+        module = self.modules[str(node.target)]
+        return any(p.dim() >= 2 for p in module.parameters())
+
+    def _find_usage_site(self, end: fx.Node, group: str) -> None:
+        """The first activation behind a layer without a fused one, past ops that keep units apart."""
+        user = _only_user(end)
+        while user is not None:
+            if tables.find_activation(user, self.modules) is not None:
+                user.meta["usage_of"] = group
+                return
+            norm = user.op == "call_module" and isinstance(
+                self.modules[str(user.target)], (nn.BatchNorm1d, nn.BatchNorm2d)
+            )
+            if not (norm or tables.is_pool(user, self.modules)):
+                return
+            user = _only_user(user)
+
+    # Everything else ----------------------------------------------------------------------------
+
+    def _other(self, node: fx.Node) -> None:
+        sources = [n for n in node.all_input_nodes if n in self.result.layouts]
+        if not sources or tables.is_batch_size(node):
+            return
+        kept = self._keep(node, self.result.layouts[sources[0]]) if len(sources) == 1 else None
+        if kept is not None:
+            self.result.layouts[node] = kept
+            return
+        for source in sources:
+            self._expand(node, source)
+
+    def _keep(self, node: fx.Node, layout: Layout) -> Layout | None:
+        """The layout behind an op that keeps units apart; None if it may mix them."""
+        module = self.modules[str(node.target)] if node.op == "call_module" else None
+        shape = node.meta.get("in_shape") or ()
+        image = layout.dim == 1 and layout.spatial == 1 and len(shape) == 4
+        if "usage_of" in node.meta:
+            activation = tables.find_activation(node, self.modules)
+            assert activation is not None
+            group = self.result.groups[node.meta["usage_of"]]
+            group.usage_site = self._add_site(node, ActivationSite(node.name, activation, layout))
+            return layout
+        if tables.is_elementwise(node, self.modules):
+            return layout
+        if image and (tables.is_pool(node, self.modules) or tables.is_spatial_mean(node)):
+            return layout
+        flat = layout.dim == 1 and len(shape) == 2
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            if (image or (flat and layout.spatial == 1)) and module.running_mean is not None:
+                self._add_site(node, NormSite(str(node.target), module, layout))
+                return layout
+            return None
+        if (image or flat) and tables.is_flatten(node, self.modules):
+            pixels = shape[2] * shape[3] if image else layout.spatial
+            return Layout(layout.group, 1, pixels)
+        return None
+
+    def _expand(self, node: fx.Node, source: fx.Node) -> None:
+        layout = self.result.layouts[source]
+        name = f"{layout.group}:{node.name}"
+        index = len(self.result.sites)
+        self.result.sites.append(ExpandSite(name, self._add_read(layout, index, source)))
+        self.result.expanded.setdefault(node, {})[source] = index
+        reader = "the output" if node.op == "output" else f"{node.op} {node.target}"
+        self.result.notes.append(Note(node.name, f"reads {layout.group} at full width: {reader}"))
+
+    def _add_site(self, node: fx.Node, site: Site) -> int:
+        self.result.sites.append(site)
+        self.result.site_of[node] = len(self.result.sites) - 1
+        return len(self.result.sites) - 1
+
+    def _add_read(self, layout: Layout, consumer: int, source: fx.Node) -> int:
+        index = len(self.result.reads)
+        group = self.result.groups[layout.group]
+        end = self.result.site_of.get(self.result.fused.get(source, source))
+        direct = end == group.usage_site and layout.spatial == 1
+        self.result.reads.append(Read("", layout, consumer, direct))
+        group.reads.append(index)
+        return index
+
+    def _name_reads(self) -> None:
+        for group in self.result.groups.values():
+            for index in group.reads:
+                read = self.result.reads[index]
+                reader = self.result.sites[read.consumer].name.removeprefix(f"{group.name}:")
+                read.name = group.name if len(group.reads) == 1 else f"{group.name}:{reader}"
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    users = list(node.users)
+    return users[0] if len(users) == 1 and users[0].op != "output" else None
+
+
+def analyse(traced: fx.GraphModule) -> Analysis:
+    """Find sites, groups, reads and layouts in a traced graph with shapes."""
+    return _Analyser(traced).run()

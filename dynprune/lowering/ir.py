@@ -1,0 +1,131 @@
+"""What the lowering finds out: call sites, groups of units, and where pruned units are read."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from dynprune.lowering.tables import Activation
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the units of a group lie in a tensor.
+
+    A compact image is ``[batch, active, height, width]``, channels last; flattened it is
+    ``[batch, spatial * active]`` with the units fastest, which is the same memory. At full width
+    the flattened order is PyTorch's: the pixels fastest.
+    """
+
+    group: str
+    dim: int  # dimension of the units
+    spatial: int = 1  # pixels of a flattened image
+
+
+@dataclasses.dataclass
+class Read:
+    """A read point: where a layer, or an op the lowering does not know, reads a group's units."""
+
+    name: str  # key in constants()
+    layout: Layout
+    consumer: int  # call site that reads: a layer, or the expansion before an unknown op
+    same_as_usage: bool  # nothing stands between the units' activation and this read
+
+
+@dataclasses.dataclass
+class LayerSite:
+    """A call of a linear layer or a convolution, with what is fused into it."""
+
+    name: str
+    module: nn.Linear | nn.Conv2d
+    activation: Activation
+    norm: nn.BatchNorm1d | nn.BatchNorm2d | None = None
+    read: int | None = None  # read point of the input, if the input is compact
+    group: str | None = None  # group of the output units, if they may be pruned
+
+    @property
+    def units(self) -> int:
+        """Output units."""
+        return int(self.module.weight.shape[0])
+
+    def fold(self) -> tuple[Tensor | None, Tensor]:
+        """Scale ``[units]`` (None: one) of the weight's rows, and the bias ``[units]``, norm folded in."""
+        weight, bias = self.module.weight.detach(), self.module.bias
+        b = weight.new_zeros(self.units) if bias is None else bias.detach()
+        if self.norm is None:
+            return None, b
+        norm = self.norm
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = torch.rsqrt(norm.running_var + norm.eps)
+        if norm.weight is not None:
+            scale = scale * norm.weight.detach()
+        b = (b - norm.running_mean) * scale
+        if norm.bias is not None:
+            b = b + norm.bias.detach()
+        return scale, b
+
+
+@dataclasses.dataclass
+class NormSite:
+    """A batch norm that stands alone: one scale and shift per unit."""
+
+    name: str
+    module: nn.BatchNorm1d | nn.BatchNorm2d
+    layout: Layout
+
+
+@dataclasses.dataclass
+class ActivationSite:
+    """An activation that could not be fused, and gives the usage of a group."""
+
+    name: str
+    activation: Activation
+    layout: Layout
+
+
+@dataclasses.dataclass
+class ExpandSite:
+    """The expansion to full width before an op the lowering does not know."""
+
+    name: str
+    read: int
+
+
+Site = LayerSite | NormSite | ActivationSite | ExpandSite
+
+
+@dataclasses.dataclass
+class Group:
+    """Units that flip together, one mask for all of them."""
+
+    name: str
+    units: int
+    site: int  # the layer that computes them
+    usage_site: int  # the site that sees them after their activation
+    reads: list[int] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Note:
+    """A line of ``explain()``."""
+
+    name: str
+    what: str
+
+
+@dataclasses.dataclass
+class Program:
+    """A lowered model: ``module(plan, record, *inputs)`` runs it on a plan's entries."""
+
+    module: torch.fx.GraphModule
+    traced: torch.fx.GraphModule
+    sites: list[Site]
+    groups: dict[str, Group]
+    reads: list[Read]
+    layouts: dict[torch.fx.Node, Layout]  # of the traced graph's values
+    site_of: dict[torch.fx.Node, int]  # first node of a site in the traced graph
+    fused: dict[torch.fx.Node, torch.fx.Node]  # node -> the layer it was fused into
+    expanded: dict[torch.fx.Node, dict[torch.fx.Node, int]]  # reader -> value -> its ExpandSite
+    notes: list[Note]

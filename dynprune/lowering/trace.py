@@ -1,0 +1,150 @@
+"""An eval-mode copy that shares the parameters, traced with torch.fx, with the shape of every value."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import linecache
+import traceback
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from dynprune.lowering import tables
+
+_IDENTITIES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity)
+_IDENTITY_FUNCTIONS = (
+    torch.nn.functional.dropout,
+    torch.nn.functional.dropout1d,
+    torch.nn.functional.dropout2d,
+    torch.nn.functional.dropout3d,
+    torch.nn.functional.alpha_dropout,
+    torch.dropout,
+)
+
+
+class TraceError(ValueError):
+    """The model's forward cannot be traced; the message names the line and the way out."""
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=(pack_padded_sequence, pad_packed_sequence))
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        ours = type(m).__module__.startswith("dynprune.nn")
+        return ours or super().is_leaf_module(m, module_qualified_name)
+
+
+def share_copy(model: nn.Module) -> nn.Module:
+    """A copy of the module tree in eval mode whose parameters and buffers are the model's own."""
+    shared: dict[int, Any] = {id(t): t for t in itertools.chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, shared).eval()
+
+
+def _where(error: BaseException) -> str:
+    """The innermost line of the traceback that is neither torch's nor dynprune's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    for frame in reversed(frames):
+        inside = any(part in frame.filename for part in ("/torch/", "/dynprune/lowering/", "<"))
+        if not inside:
+            line = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
+            return f"{frame.filename}:{frame.lineno}: {line}"
+    return "a line that Python does not name"
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """Trace an eval-mode model and drop what does nothing in eval mode.
+
+    Raises:
+        TraceError: the forward depends on values, or is otherwise out of torch.fx's reach.
+    """
+    try:
+        graph = _Tracer().trace(model)
+    except Exception as error:
+        raise TraceError(
+            f"accelerate: expected a model that torch.fx can trace, got {type(error).__name__} "
+            f"({error}) at {_where(error)}. Accelerate a submodule without that line, or build the "
+            "model of dynprune.nn modules"
+        ) from error
+    traced = fx.GraphModule(model, graph)
+    modules = dict(traced.named_modules())
+    for node in list(graph.nodes):
+        identity = (node.op == "call_module" and isinstance(modules[node.target], _IDENTITIES)) or (
+            node.op == "call_function" and node.target in _IDENTITY_FUNCTIONS
+        )
+        if identity:
+            # In eval mode these return their input; a functional dropout that ignores eval mode
+            # (training=True) is a random op, and stays.
+            if node.op == "call_function" and _is_random(node):
+                continue
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    for node in list(graph.nodes):
+        if tables.is_max_pool(node, modules):
+            _activate_before_pool(node, modules)
+    graph.eliminate_dead_code()
+    traced.recompile()
+    return traced
+
+
+def _activate_before_pool(pool: fx.Node, modules: dict[str, nn.Module]) -> None:
+    """Swap a max pool with a monotone activation behind it: the same values, and it can be fused."""
+    source = pool.args[0]
+    if len(pool.users) != 1 or not isinstance(source, fx.Node) or len(source.users) != 1:
+        return
+    behind = next(iter(pool.users))
+    activation = tables.find_activation(behind, modules)
+    if activation is None or not activation.monotone:
+        return
+    behind.replace_all_uses_with(pool)
+    behind.replace_input_with(pool, source)
+    pool.replace_input_with(source, behind)
+    pool.prepend(behind)
+
+
+def _is_random(node: fx.Node) -> bool:
+    default = node.target is not torch.dropout
+    if node.target is torch.nn.functional.alpha_dropout:
+        default = False
+    position = 2
+    training = node.args[position] if len(node.args) > position else default
+    return bool(node.kwargs.get("training", node.kwargs.get("train", training)))
+
+
+class _Shapes(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        n.meta["shape"] = tuple(value.shape) if isinstance(value, Tensor) else None
+        return value
+
+
+def annotate_shapes(traced: fx.GraphModule, args: tuple[Any, ...]) -> Any:
+    """Run the example once, and note the shape of every tensor in ``node.meta["shape"]``.
+
+    Returns:
+        The output of the model.
+
+    Raises:
+        ValueError: the model does not accept the example.
+    """
+    try:
+        with torch.no_grad():
+            return _Shapes(traced).run(*args)
+    except Exception as error:
+        raise ValueError(
+            "accelerate: expected example_inputs that the model accepts, got "
+            f"{describe(args)}, which ends in {type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0] if str(error) else ''}"
+        ) from error
+
+
+def describe(args: tuple[Any, ...]) -> str:
+    """Shapes, dtypes and types of call arguments, for messages."""
+    parts = [
+        f"{a.dtype} {list(a.shape)} on {a.device}" if isinstance(a, Tensor) else type(a).__name__
+        for a in args
+    ]
+    return f"({', '.join(parts)})"

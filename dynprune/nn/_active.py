@@ -1,0 +1,61 @@
+"""What the layers share: an active set, and an entry that follows the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynprune.lowering.ir import LayerSite, Layout
+from dynprune.lowering.tables import Activation
+from dynprune.plan.build import Inputs
+from dynprune.plan.entries import Entry, expand
+
+
+class ActiveUnits:
+    """The active set of a layer, and its packed form; rebuilt when the set or the weights change."""
+
+    def __init__(self, owner: nn.Linear | nn.Conv2d, make: Callable[..., Entry], dim: int) -> None:
+        self.units = int(owner.weight.shape[0])
+        self.make = make
+        self.dim = dim
+        self.mask = torch.ones(self.units, dtype=torch.bool)
+        self.constants = torch.zeros(self.units)
+        self._built: tuple[Any, Entry, Tensor] | None = None
+
+    def set(self, mask: Tensor, constants: Tensor | None) -> None:
+        """Compute the units of ``mask`` ``[units]`` only; the others are ``constants`` ``[units]``."""
+        good = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == (self.units,)
+        if not good:
+            got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(f"set_active: expected a BoolTensor [{self.units}], got {got}")
+        if constants is not None and constants.shape != (self.units,):
+            raise ValueError(f"set_active: expected constants [{self.units}], got {list(constants.shape)}")
+        self.mask = mask.clone()
+        self.constants = torch.zeros(self.units) if constants is None else constants.detach().float().clone()
+        self._built = None
+
+    def run(self, owner: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+        """The layer on its active units, at full width."""
+        weight, bias = owner.weight, owner.bias
+        state = (
+            weight.data_ptr(),
+            None if weight.is_inference() else weight._version,
+            None if bias is None or bias.is_inference() else bias._version,
+        )
+        built = self._built
+        if built is None or built[0] != state:
+            site = LayerSite("", owner, Activation())
+            with torch.inference_mode(False), torch.no_grad():
+                entry = self.make(
+                    site, self.mask, Inputs(),
+                    activation="none", slope=0.0, group=None, read=None, read_layout=None,
+                )  # fmt: skip
+            built = (state, entry, self.mask.nonzero().flatten())
+            self._built = built
+        y = built[1](x, None)
+        if len(built[2]) == self.units:
+            return y
+        return expand(y, built[2], self.constants, Layout("", self.dim % y.dim()))

@@ -1,0 +1,77 @@
+"""The ops ``torch.ops.dynprune.*``: schemas, shapes for tracing, and the functions that pack weights.
+
+The compiled extension registers the CPU implementations when it is imported; where it is missing, the
+reference ops are registered in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynprune import _native
+from dynprune.ops import reference, schemas
+
+_library: Any = torch.library.Library(  # type: ignore[no-untyped-call]
+    schemas.NAMESPACE, "DEF"
+)
+for _name, _schema in schemas.SCHEMAS.items():
+    _library.define(_name + _schema)
+
+native = _native.load()
+if native is None:
+    _library.impl("linear", reference.linear, "CPU")
+    _library.impl("conv2d", reference.conv2d, "CPU")
+
+pack_linear = reference.pack_linear if native is None else native.pack_linear
+pack_conv2d = reference.pack_conv2d if native is None else native.pack_conv2d
+
+
+def _units(weight: Tensor, packed_dim: int, bias: Tensor | None, indices: Tensor | None) -> int:
+    if weight.dim() == packed_dim:
+        assert bias is not None
+        return bias.shape[-1]
+    return weight.shape[0] if indices is None else indices.shape[0]
+
+
+@torch.library.register_fake("dynprune::linear", lib=_library)  # type: ignore[untyped-decorator]
+def _linear_fake(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    indices: Tensor | None = None,
+    input_indices: Tensor | None = None,
+    activation: str = "none",
+    slope: float = 0.01,
+    usage: Tensor | None = None,
+) -> Tensor:
+    return input.new_empty((*input.shape[:-1], _units(weight, 3, bias, indices)))
+
+
+@torch.library.register_fake("dynprune::conv2d", lib=_library)  # type: ignore[untyped-decorator]
+def _conv2d_fake(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    *,
+    indices: Tensor | None = None,
+    input_indices: Tensor | None = None,
+    activation: str = "none",
+    slope: float = 0.01,
+    usage: Tensor | None = None,
+) -> Tensor:
+    kernel = weight.shape[1:3] if weight.dim() == 5 else weight.shape[2:4]
+    size = [
+        (input.shape[2 + i] + 2 * padding[i] - (kernel[i] - 1) * dilation[i] - 1) // stride[i] + 1
+        for i in (0, 1)
+    ]
+    shape = (input.shape[0], _units(weight, 5, bias, indices), *size)
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)

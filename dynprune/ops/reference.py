@@ -1,0 +1,281 @@
+"""The ops in plain torch: what every kernel is tested against, and what serves without a compiler.
+
+They take any floating dtype, and the same arguments and layouts as the compiled ops (see
+``dynprune.ops.schemas``). Usage is ``[4, units]`` in float64: sum |a|, sum a, sum a^2, count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PANEL = 64
+UNIT_ALIGN = 16
+USAGE_ROWS = 4
+
+ACTIVATIONS = ("none", "relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
+
+
+def expect(condition: bool, op: str, expected: str, got: object) -> None:
+    """Raise ``ValueError("<op>: expected <expected>, got <got>")`` unless ``condition`` holds."""
+    if not condition:
+        raise ValueError(f"{op}: expected {expected}, got {got}")
+
+
+def padded_units(units: int) -> int:
+    """``units`` rounded up to what the kernels compute."""
+    return -(-units // UNIT_ALIGN) * UNIT_ALIGN
+
+
+def activate(x: Tensor, activation: str, slope: float = 0.01) -> Tensor:
+    """Apply one of :data:`ACTIVATIONS`; ``slope`` is that of ``leaky_relu``."""
+    if activation == "none":
+        return x
+    if activation == "relu":
+        return F.relu(x)
+    if activation == "leaky_relu":
+        return F.leaky_relu(x, slope)
+    if activation == "gelu":
+        return F.gelu(x)
+    if activation == "gelu_tanh":
+        return F.gelu(x, approximate="tanh")
+    if activation == "silu":
+        return F.silu(x)
+    if activation == "tanh":
+        return torch.tanh(x)
+    if activation == "sigmoid":
+        return torch.sigmoid(x)
+    raise ValueError(f"activation: expected an activation out of {', '.join(ACTIVATIONS)}, got {activation}")
+
+
+def usage_sums(a: Tensor, dim: int) -> Tensor:
+    """Usage ``[4, units]`` (float64) of activations whose units lie along ``dim``.
+
+    NaN and infinite activations are left out, of the count too.
+    """
+    units = a.shape[dim]
+    flat = a.detach().movedim(dim, 0).reshape(units, -1).double()
+    good = flat.isfinite()
+    flat = torch.where(good, flat, 0.0)
+    return torch.stack([flat.abs().sum(1), flat.sum(1), flat.square().sum(1), good.sum(1).double()])
+
+
+def pack_panels(matrix: Tensor) -> Tensor:
+    """``[units, depth]`` to the packed storage, flat: panels of 64 units, each ``[depth, width]``."""
+    units, depth = matrix.shape
+    padded = F.pad(matrix, (0, 0, 0, padded_units(units) - units)).t()
+    panels = [padded[:, start : start + PANEL].reshape(-1) for start in range(0, units, PANEL)]
+    return torch.cat(panels) if panels else matrix.new_empty(0)
+
+
+def unpack_panels(packed: Tensor, units: int, depth: int) -> Tensor:
+    """The inverse of :func:`pack_panels`: flat storage to ``[units, depth]``."""
+    flat, padded = packed.reshape(-1), padded_units(units)
+    panels = []
+    for start in range(0, units, PANEL):
+        width = min(PANEL, padded - start)
+        panels.append(flat[start * depth : (start + width) * depth].view(depth, width))
+    if not panels:
+        return packed.new_empty(0, depth)
+    return torch.cat(panels, dim=1)[:, :units].t().contiguous()
+
+
+def pack_linear(
+    weight: Tensor,
+    indices: Tensor | None = None,
+    columns: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """``[out, in]`` to ``[1, n_in, padded n_out]``; see ``csrc/pack.h``."""
+    if scale is not None:
+        weight = weight * scale[:, None]
+    if indices is not None:
+        weight = weight.index_select(0, indices)
+    if columns is not None:
+        weight = weight.index_select(1, columns)
+    return pack_panels(weight).view(1, weight.shape[1], padded_units(weight.shape[0]))
+
+
+def pack_conv2d(
+    weight: Tensor,
+    indices: Tensor | None = None,
+    input_indices: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """``[out, in, kh, kw]`` to ``[1, kh, kw, n_in, padded n_out]``; see ``csrc/pack.h``."""
+    if scale is not None:
+        weight = weight * scale[:, None, None, None]
+    if indices is not None:
+        weight = weight.index_select(0, indices)
+    if input_indices is not None:
+        weight = weight.index_select(1, input_indices)
+    units, channels, kh, kw = weight.shape
+    matrix = weight.permute(0, 2, 3, 1).reshape(units, kh * kw * channels)
+    return pack_panels(matrix).view(1, kh, kw, channels, padded_units(units))
+
+
+def _select(
+    op: str,
+    weight: Tensor,
+    bias: Tensor | None,
+    indices: Tensor | None,
+    input_indices: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Rows and columns of a master weight, and the rows of its bias."""
+    expect(
+        bias is None or bias.shape == weight.shape[:1],
+        op,
+        f"a bias [{weight.shape[0]}]",
+        bias is not None and list(bias.shape),
+    )
+    if indices is not None:
+        weight = weight.index_select(0, indices)
+        bias = None if bias is None else bias.index_select(0, indices)
+    if input_indices is not None:
+        weight = weight.index_select(1, input_indices)
+    return weight, bias
+
+
+def linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    indices: Tensor | None = None,
+    input_indices: Tensor | None = None,
+    activation: str = "none",
+    slope: float = 0.01,
+    usage: Tensor | None = None,
+) -> Tensor:
+    """``activation(input @ weight.T + bias)`` over the units of ``indices`` and ``input_indices``.
+
+    Args:
+        input: ``[..., features]``; full width, or compact (the features of ``input_indices``).
+        weight: master ``[out, in]``, or packed ``[1, in, padded out]``.
+        bias: ``[out]`` beside a master; ``[n]``, required, beside a packed weight.
+        indices: int64 ``[n]``, strictly increasing: rows of the master to compute.
+        input_indices: int64 ``[k]``, strictly increasing: columns of the master to read, which are
+            the columns of a full-width input as well.
+        activation: one of :data:`ACTIVATIONS`.
+        slope: of ``leaky_relu``.
+        usage: float64 ``[4, n]``, added to.
+
+    Returns:
+        ``[..., n]``, compact.
+
+    Raises:
+        ValueError: a shape, dtype or index list is not as above.
+    """
+    op = "linear"
+    expect(input.dim() >= 1, op, "an input [..., features]", list(input.shape))
+    if weight.dim() == 3:
+        expect(
+            bias is not None and bias.dim() == 1 and padded_units(len(bias)) == weight.shape[2],
+            op,
+            f"a bias [n] with n rounded up to {weight.shape[2]} beside a packed weight",
+            None if bias is None else list(bias.shape),
+        )
+        assert bias is not None
+        expect(indices is None, op, "no indices beside a packed weight", "indices")
+        weight = unpack_panels(weight, len(bias), weight.shape[1])
+    else:
+        expect(weight.dim() == 2, op, "a weight [out, in] or [1, in, padded out]", list(weight.shape))
+        weight, bias = _select(op, weight, bias, indices, input_indices)
+    if input_indices is not None and input.shape[-1] != weight.shape[1]:
+        input = input.index_select(-1, input_indices)
+    expect(
+        input.shape[-1] == weight.shape[1],
+        op,
+        f"an input with {weight.shape[1]} (active) features",
+        input.shape[-1],
+    )
+    y = activate(F.linear(input, weight, bias), activation, slope)
+    if usage is not None:
+        usage += usage_sums(y, -1)
+    return y
+
+
+def _taps_cut(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:
+    """Taps cut off at the low and high end for each output position: int64 ``[2, out]``."""
+    position = torch.arange(out)[:, None] * stride - padding + torch.arange(kernel) * dilation
+    return torch.stack([(position < 0).sum(1), (position >= size).sum(1)])
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    *,
+    indices: Tensor | None = None,
+    input_indices: Tensor | None = None,
+    activation: str = "none",
+    slope: float = 0.01,
+    usage: Tensor | None = None,
+) -> Tensor:
+    """``activation(conv2d(input, weight) + bias)`` over the given output and input channels.
+
+    Args:
+        input: ``[batch, channels, height, width]`` in any memory format; full width, or compact.
+        weight: master ``[out, in / groups, kh, kw]``, or packed ``[1, kh, kw, in, padded out]``.
+        bias: ``[out]`` beside a master. Beside a packed weight, required: ``[n]``, or a table
+            ``[low_h, high_h, low_w, high_w, n]`` indexed by how many taps the border cuts off at
+            the low and the high end of each dimension (larger numbers take the last row).
+        stride, padding, dilation: two numbers each, in pixels.
+        groups: more than 1 needs a master weight and no ``input_indices``.
+        indices, input_indices, activation, slope, usage: as in :func:`linear`.
+
+    Returns:
+        ``[batch, n, out_height, out_width]``, channels last.
+
+    Raises:
+        ValueError: a shape, dtype or index list is not as above.
+    """
+    op = "conv2d"
+    expect(input.dim() == 4, op, "an input [batch, channels, height, width]", list(input.shape))
+    stride, padding, dilation = list(stride), list(padding), list(dilation)
+    if weight.dim() == 5:
+        expect(
+            bias is not None and bias.dim() in (1, 5) and padded_units(bias.shape[-1]) == weight.shape[4],
+            op,
+            f"a bias [n] or [low, high, low, high, n] with n rounded up to {weight.shape[4]} "
+            "beside a packed weight",
+            None if bias is None else list(bias.shape),
+        )
+        assert bias is not None
+        expect(indices is None and groups == 1, op, "no indices or groups beside packed", "them")
+        _, kh, kw, channels, _ = weight.shape
+        matrix = unpack_panels(weight, bias.shape[-1], kh * kw * channels)
+        weight = matrix.view(bias.shape[-1], kh, kw, channels).permute(0, 3, 1, 2)
+    else:
+        expect(weight.dim() == 4, op, "a weight [out, in, kh, kw]", list(weight.shape))
+        expect(groups == 1 or input_indices is None, op, "no input_indices with groups", groups)
+        weight, bias = _select(op, weight, bias, indices if groups == 1 else None, input_indices)
+    if input_indices is not None and input.shape[1] != weight.shape[1]:
+        input = input.index_select(1, input_indices)
+    expect(
+        input.shape[1] == weight.shape[1] * groups,
+        op,
+        f"an input with {weight.shape[1] * groups} (active) channels",
+        input.shape[1],
+    )
+    table = bias if bias is not None and bias.dim() == 5 else None
+    y = F.conv2d(input, weight, None if table is not None else bias, stride, padding, dilation, groups)
+    if groups != 1 and indices is not None:
+        y = y.index_select(1, indices)
+    if table is not None:
+        sizes = zip(input.shape[2:], y.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+        cut = [_taps_cut(*axis) for axis in sizes]
+        low_h, high_h = (c.clamp(max=table.shape[i] - 1)[:, None] for i, c in enumerate(cut[0]))
+        low_w, high_w = (c.clamp(max=table.shape[2 + i] - 1) for i, c in enumerate(cut[1]))
+        y = y + table[low_h, high_h, low_w, high_w].permute(2, 0, 1)
+    y = activate(y, activation, slope)
+    if usage is not None:
+        usage += usage_sums(y, 1)
+    return y.contiguous(memory_format=torch.channels_last)

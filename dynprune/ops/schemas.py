@@ -1,0 +1,19 @@
+"""Schemas of the ops, written once: for the compiled backend and for installs without one."""
+
+from __future__ import annotations
+
+NAMESPACE = "dynprune"
+
+SCHEMAS = {
+    "linear": (
+        "(Tensor input, Tensor weight, Tensor? bias=None, *, Tensor? indices=None, "
+        "Tensor? input_indices=None, str activation='none', float slope=0.01, "
+        "Tensor(a!)? usage=None) -> Tensor"
+    ),
+    "conv2d": (
+        "(Tensor input, Tensor weight, Tensor? bias=None, SymInt[2] stride=1, SymInt[2] padding=0, "
+        "SymInt[2] dilation=1, SymInt groups=1, *, Tensor? indices=None, "
+        "Tensor? input_indices=None, str activation='none', float slope=0.01, "
+        "Tensor(a!)? usage=None) -> Tensor"
+    ),
+}

@@ -1,0 +1,1 @@
+"""Plans: everything one forward needs for one choice of active units, immutable."""

@@ -1,0 +1,176 @@
+"""Entries of a plan: what a call site runs for one choice of active units.
+
+An entry is called with the tensor and the forward's record (or None), and is never changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dynprune.lowering.ir import Layout
+from dynprune.ops import reference
+from dynprune.plan.record import Record
+
+
+def _read(record: Record | None, index: int | None, x: Tensor, layout: Layout | None) -> None:
+    """Note the sum of a full-width tensor over everything but its units, at a read point."""
+    if record is None or not record.want_reads or index is None or layout is None:
+        return
+    if layout.spatial > 1:
+        units = x.shape[1] // layout.spatial
+        x, dim = x.view(x.shape[0], layout.spatial, units), 2
+    else:
+        dim = layout.dim
+    others = [d for d in range(x.dim()) if d != dim]
+    sums = x.sum(others).double() if others else x.double()
+    record.reads[index] = (sums, x.numel() // max(1, x.shape[dim]))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LinearEntry:
+    """A linear layer on its active rows and columns."""
+
+    op: Callable[..., Tensor]
+    weight: Tensor
+    bias: Tensor  # [active]
+    activation: str
+    slope: float
+    group: str | None  # whose usage the epilogue sums
+    read: int | None  # read point to measure, where that takes a pass of its own
+    read_layout: Layout | None
+    dense_operations: int  # per row
+    macs: int  # per row
+
+    def __call__(self, x: Tensor, record: Record | None) -> Tensor:
+        """Run on ``x``."""
+        if record is None:
+            return self.op(x, self.weight, self.bias, activation=self.activation, slope=self.slope)
+        _read(record, self.read, x, self.read_layout)
+        usage = record.new_usage(self.group, self.bias.shape[0])
+        y = self.op(x, self.weight, self.bias, activation=self.activation, slope=self.slope, usage=usage)
+        rows = 1
+        for size in x.shape[:-1]:
+            rows *= size
+        record.operations += rows * self.macs
+        record.dense_operations += rows * self.dense_operations
+        return y
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Conv2dEntry:
+    """A convolution on its active output and input channels."""
+
+    op: Callable[..., Tensor]
+    weight: Tensor
+    bias: Tensor  # [active], or the border table [low, high, low, high, active]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    activation: str
+    slope: float
+    group: str | None
+    read: int | None
+    read_layout: Layout | None
+    dense_operations: int  # per output pixel
+    macs: int  # per output pixel
+
+    def __call__(self, x: Tensor, record: Record | None) -> Tensor:
+        """Run on ``x``."""
+        usage = None
+        if record is not None:
+            _read(record, self.read, x, self.read_layout)
+            usage = record.new_usage(self.group, self.bias.shape[-1])
+        y = self.op(
+            x,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            activation=self.activation,
+            slope=self.slope,
+            usage=usage,
+        )
+        if record is not None:
+            pixels = y.shape[0] * y.shape[2] * y.shape[3]
+            record.operations += pixels * self.macs
+            record.dense_operations += pixels * self.dense_operations
+        return y
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NormEntry:
+    """A batch norm that stands alone, on the active units."""
+
+    mean: Tensor
+    var: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+    def __call__(self, x: Tensor, record: Record | None) -> Tensor:
+        """Run on ``x``."""
+        if x.shape[1] == 0:
+            return x
+        return F.batch_norm(x, self.mean, self.var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ActivationEntry:
+    """An activation that gives a group's usage."""
+
+    activation: str
+    slope: float
+    group: str
+    layout: Layout
+
+    def __call__(self, x: Tensor, record: Record | None) -> Tensor:
+        """Run on ``x``."""
+        y = reference.activate(x, self.activation, self.slope)
+        if record is not None and record.want_usage:
+            record.usage[self.group] = reference.usage_sums(y, self.layout.dim)
+        return y
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ExpandEntry:
+    """A compact tensor to full width, pruned units as their constants, in PyTorch's order."""
+
+    index: Tensor  # [active]
+    constants: Tensor  # [units]
+    layout: Layout
+    read: int | None
+
+    def __call__(self, x: Tensor, record: Record | None) -> Tensor:
+        """Run on ``x``."""
+        _read(record, self.read, x, self.layout)
+        return expand(x, self.index, self.constants, self.layout)
+
+
+def expand(x: Tensor, index: Tensor, constants: Tensor, layout: Layout) -> Tensor:
+    """Scatter the active units ``index`` among ``constants`` ``[units]``; flattened pixels go fastest."""
+    units, active = constants.shape[0], index.shape[0]
+    dim = layout.dim
+    if layout.spatial > 1:
+        x = x.view(x.shape[0], layout.spatial, active).transpose(1, 2)
+        dim = 1
+    if active < units:
+        shape = [1] * x.dim()
+        shape[dim] = units
+        full_shape = list(x.shape)
+        full_shape[dim] = units
+        full = constants.to(x.dtype).view(shape).expand(full_shape)
+        image = x.dim() == 4
+        memory = torch.channels_last if image else torch.contiguous_format
+        x = full.contiguous(memory_format=memory).index_copy(dim, index, x)
+    return x.reshape(x.shape[0], -1) if layout.spatial > 1 else x
+
+
+Entry = LinearEntry | Conv2dEntry | NormEntry | ActivationEntry | ExpandEntry
+AnyEntry = Callable[[Tensor, Any], Tensor]

@@ -1,0 +1,34 @@
+"""The plan itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Mapping
+
+from torch import Tensor
+
+from dynprune.plan.entries import Entry
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One choice of active units with everything a forward needs to run it; immutable.
+
+    Attributes:
+        entries: one per call site of the program.
+        active: group -> BoolTensor ``[units]``.
+        constants: read point -> ``[units]``: what stands in for pruned units there.
+        keys: what each entry was built from; an entry is shared with the next plan where it agrees.
+        serial: counts publications.
+    """
+
+    entries: tuple[Entry, ...]
+    active: Mapping[str, Tensor]
+    constants: Mapping[str, Tensor]
+    keys: tuple[tuple[Hashable, ...], ...]
+    serial: int
+
+    @property
+    def dense(self) -> bool:
+        """Whether every unit is active."""
+        return all(bool(mask.all()) for mask in self.active.values())

@@ -1,0 +1,54 @@
+// conv2d: channels-last convolution with bias, activation and usage sums, on packed weights.
+#pragma once
+
+#include "types.h"
+
+namespace dynprune {
+
+// One spatial dimension.
+struct ConvAxis {
+  int64_t in, out;  // sizes
+  int64_t kernel, stride, padding, dilation;
+  int64_t zones_low, zones_high;  // the bias table tells apart 0 .. zones - 1 taps cut off at that end
+};
+
+// Taps that fall before, and after, the image for output position `o`.
+static inline int64_t cut_low(const ConvAxis& a, int64_t o) {
+  const int64_t first = o * a.stride - a.padding;
+  if (first >= 0) return 0;
+  const int64_t cut = (-first + a.dilation - 1) / a.dilation;
+  return cut < a.kernel ? cut : a.kernel;
+}
+static inline int64_t cut_high(const ConvAxis& a, int64_t o) {
+  const int64_t last = o * a.stride - a.padding + (a.kernel - 1) * a.dilation;
+  if (last < a.in) return 0;
+  const int64_t cut = (last - a.in) / a.dilation + 1;
+  return cut < a.kernel ? cut : a.kernel;
+}
+
+// The row of the bias table for output position `o`, along this axis.
+static inline int64_t zone_of(const ConvAxis& a, int64_t o) {
+  const int64_t low = cut_low(a, o), high = cut_high(a, o);
+  return (low < a.zones_low ? low : a.zones_low - 1) * a.zones_high + (high < a.zones_high ? high : a.zones_high - 1);
+}
+static inline int64_t zone_count(const ConvAxis& a) { return a.zones_low * a.zones_high; }
+
+struct Conv2dParams {
+  const float* input;  // element (n, c, h, w) at n * stride_n + c * stride_c + h * stride_h + w * stride_w
+  int64_t stride_n, stride_c, stride_h, stride_w;
+  const int64_t* input_indices;  // [channels] channels of `input` to read; nullptr: the first `channels`
+  const float* weight;           // packed, see types.h; depth is (kernel_h, kernel_w, channels), channels fastest
+  const float* bias;             // [zone_count(h), zone_count(w), units]; nullptr: none
+  float* output;                 // [batch, h.out, w.out, units], tight; aliases nothing
+  int64_t batch, channels, units;
+  ConvAxis h, w;
+  ActivationSpec activation;
+  int64_t block_rows;  // output rows staged at once, see Kernels::conv2d_block_rows
+};
+
+static inline int64_t conv2d_blocks(const Conv2dParams& p) { return (p.h.out + p.block_rows - 1) / p.block_rows; }
+
+// A task is one block of output rows of one image.
+static inline int64_t conv2d_tasks(const Conv2dParams& p) { return p.batch * conv2d_blocks(p); }
+
+}  // namespace dynprune

@@ -1,0 +1,122 @@
+// What happens to a tile of products while it is in L1: bias, activation, usage sums, store.
+#pragma once
+
+#include "simd.h"
+#include "types.h"
+
+namespace dynprune::DYNPRUNE_ISA {
+
+struct EpilogueTile {
+  const float* product;  // [rows, product_stride], columns up to the next multiple of 16 readable
+  int64_t product_stride;
+  int64_t rows, units;  // units of this panel, 1 to kPanel
+  const float* bias;    // [zones, bias_stride] at the panel's first unit; nullptr: none
+  const int32_t* zone;  // [rows] row of `bias` for each row of the tile; nullptr: row 0 for all
+  int64_t bias_stride;
+  float* output;  // [rows, output_stride] at the panel's first unit
+  int64_t output_stride;
+  double* usage;         // [kUsageRows, usage_stride] at the panel's first unit, added to; nullptr: not wanted
+  int64_t usage_stride;  // rows of `usage` have room for whole vectors
+};
+
+template <Activation kind>
+inline Floats activate(Floats x, Floats slope) {
+  const Floats zero = splat(0.f), one = splat(1.f), half = splat(0.5f);
+  switch (kind) {
+    case Activation::none: return x;
+    case Activation::relu: return select(x < zero, zero, x);  // NaN stays NaN
+    case Activation::leaky_relu: return select(x < zero, x * slope, x);
+    case Activation::gelu: return x * half * (one + verf(x * splat(0.70710678118654752f)));
+    case Activation::gelu_tanh: {
+      Floats inner = splat(0.79788456080286536f) * (x + splat(0.044715f) * x * x * x);
+      return x * half * (one + vtanh(inner));
+    }
+    case Activation::silu: return x * vsigmoid(x);
+    case Activation::tanh: return vtanh(x);
+    case Activation::sigmoid: return vsigmoid(x);
+  }
+  return x;
+}
+
+// Sums of one vector of units over the rows of a tile, taken about the first row's values: a unit that is nearly
+// constant keeps its variance, although the sums are float32 until the tile is done.
+struct UsageSums {
+  Floats shift, magnitude, deviation, square;
+};
+
+inline void add_usage(const UsageSums& s, int64_t rows, int64_t lanes, double* usage, int64_t stride) {
+  const double count = static_cast<double>(rows);
+  for (int64_t j = 0; j < lanes; ++j) {
+    const double shift = s.shift[j], deviation = s.deviation[j];
+    const double square = count * shift * shift + 2 * shift * deviation + s.square[j];
+    if (!(square < __builtin_huge_val())) continue;  // NaN or infinity in this tile: it never enters
+    usage[j] += s.magnitude[j];
+    usage[stride + j] += count * shift + deviation;
+    usage[2 * stride + j] += square;
+    usage[3 * stride + j] += count;
+  }
+}
+
+template <Activation kind, bool kUsage, bool kZones, bool kPart>
+inline void finish_column(const EpilogueTile& t, int64_t column, int64_t lanes, Floats slope) {
+  auto bias_at = [&](int64_t zone) {
+    if (t.bias == nullptr) return Floats{};
+    const float* p = t.bias + zone * t.bias_stride + column;
+    return kPart ? load_part(p, lanes) : load(p);
+  };
+  const Floats fixed = kZones ? Floats{} : bias_at(0);
+  const float* product = t.product + column;
+  float* output = t.output + column;
+  UsageSums sums{};
+  for (int64_t r = 0; r < t.rows; ++r, product += t.product_stride, output += t.output_stride) {
+    const Floats y = activate<kind>(load(product) + (kZones ? bias_at(t.zone[r]) : fixed), slope);
+    if (kPart) {
+      store_part(output, y, lanes);
+    } else {
+      store(output, y);
+    }
+    if (kUsage) {
+      if (r == 0) sums.shift = y;
+      const Floats d = y - sums.shift;
+      sums.magnitude += vabs(y);
+      sums.deviation += d;
+      sums.square += d * d;
+    }
+  }
+  if (kUsage) add_usage(sums, t.rows, lanes, t.usage + column, t.usage_stride);
+}
+
+template <Activation kind, bool kUsage, bool kZones>
+void finish_tile(const EpilogueTile& t, float slope) {
+  const Floats slopes = splat(slope);
+  int64_t column = 0;
+  for (; column + kLanes <= t.units; column += kLanes) {
+    finish_column<kind, kUsage, kZones, false>(t, column, kLanes, slopes);
+  }
+  if (column < t.units) finish_column<kind, kUsage, kZones, true>(t, column, t.units - column, slopes);
+}
+
+template <Activation kind>
+inline void finish_as(const EpilogueTile& t, float slope) {
+  const bool zones = t.zone != nullptr && t.bias != nullptr;
+  if (t.usage != nullptr) {
+    zones ? finish_tile<kind, true, true>(t, slope) : finish_tile<kind, true, false>(t, slope);
+  } else {
+    zones ? finish_tile<kind, false, true>(t, slope) : finish_tile<kind, false, false>(t, slope);
+  }
+}
+
+inline void epilogue(const EpilogueTile& t, const ActivationSpec& spec) {
+  switch (spec.kind) {
+    case Activation::none: return finish_as<Activation::none>(t, spec.slope);
+    case Activation::relu: return finish_as<Activation::relu>(t, spec.slope);
+    case Activation::leaky_relu: return finish_as<Activation::leaky_relu>(t, spec.slope);
+    case Activation::gelu: return finish_as<Activation::gelu>(t, spec.slope);
+    case Activation::gelu_tanh: return finish_as<Activation::gelu_tanh>(t, spec.slope);
+    case Activation::silu: return finish_as<Activation::silu>(t, spec.slope);
+    case Activation::tanh: return finish_as<Activation::tanh>(t, spec.slope);
+    case Activation::sigmoid: return finish_as<Activation::sigmoid>(t, spec.slope);
+  }
+}
+
+}  // namespace dynprune::DYNPRUNE_ISA

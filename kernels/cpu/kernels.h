@@ -1,0 +1,37 @@
+// The table of kernels: one per instruction set, chosen once. Dispatch, tests and benchmarks share it.
+#pragma once
+
+#include "conv2d.h"
+#include "linear.h"
+#include "pack.h"
+
+namespace dynprune {
+
+struct Kernels {
+  const char* isa;
+  void (*linear)(const LinearParams&, double* usage, int64_t begin, int64_t end);
+  void (*conv2d)(const Conv2dParams&, double* usage, int64_t begin, int64_t end);
+  // Output rows to stage at once: as many as keep the staged input in L2, fewer where threads would be idle.
+  // `p.block_rows` is not read.
+  int64_t (*conv2d_block_rows)(Conv2dParams p, int64_t threads);
+  void (*pack)(const PackParams&, int64_t begin, int64_t end);
+};
+
+// Null where the instruction set was not compiled for this architecture or the CPU lacks it.
+const Kernels* find_kernels(const char* isa);
+
+// The best table of this CPU, or the one that DYNPRUNE_CPU_ISA names (avx512, avx2, plain). Null with `error` set, a
+// sentence, if that name is unknown or the CPU lacks it.
+const Kernels* select_kernels(const char** error);
+
+#ifdef DYNPRUNE_ISA
+namespace DYNPRUNE_ISA {
+void linear_range(const LinearParams&, double*, int64_t, int64_t);
+void conv2d_range(const Conv2dParams&, double*, int64_t, int64_t);
+int64_t conv2d_block_rows(Conv2dParams, int64_t);
+void pack_range(const PackParams&, int64_t, int64_t);
+const Kernels* table();
+}  // namespace DYNPRUNE_ISA
+#endif
+
+}  // namespace dynprune

@@ -1,0 +1,57 @@
+#include "linear.h"
+
+#include "epilogue.h"
+#include "gemm.h"
+#include "kernels.h"
+#include "scratch.h"
+
+namespace dynprune::DYNPRUNE_ISA {
+
+namespace {
+
+void gather_rows(const LinearParams& p, int64_t first, int64_t rows, float* to) {
+  for (int64_t r = 0; r < rows; ++r, to += p.depth) {
+    const float* from = p.input + (first + r) * p.input_stride;
+    for (int64_t k = 0; k < p.depth; ++k) to[k] = from[p.input_indices[k]];
+  }
+}
+
+}  // namespace
+
+// usage: [kUsageRows, padded_units(units)] of this range, added to; nullptr: not wanted.
+void linear_range(const LinearParams& p, double* usage, int64_t begin, int64_t end) {
+  FlushDenormals flush;
+  const int64_t panels = panel_count(p.units);
+  float* product = scratch(0, kRowTile * kPanel);
+  float* gathered = p.input_indices == nullptr ? nullptr : scratch(1, kRowTile * p.depth);
+  int64_t gathered_tile = -1;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t tile = task / panels, panel = task % panels;
+    const int64_t row = tile * kRowTile, rows = min_of(kRowTile, p.rows - row);
+    const int64_t unit = panel * kPanel, units = min_of(kPanel, p.units - unit);
+    const float* input = p.input + row * p.input_stride;
+    int64_t input_stride = p.input_stride;
+    if (gathered != nullptr) {
+      if (gathered_tile != tile) gather_rows(p, row, rows, gathered);
+      gathered_tile = tile;
+      input = gathered;
+      input_stride = p.depth;
+    }
+    const int64_t width = padded_units(units);
+    gemm_tile(rows, width, p.depth, input, input_stride, p.weight + unit * p.depth, width, product, kPanel, false);
+    EpilogueTile t{};
+    t.product = product;
+    t.product_stride = kPanel;
+    t.rows = rows;
+    t.units = units;
+    t.bias = p.bias == nullptr ? nullptr : p.bias + unit;
+    t.output = p.output + row * p.units + unit;
+    t.output_stride = p.units;
+    t.usage = usage == nullptr ? nullptr : usage + unit;
+    t.usage_stride = padded_units(p.units);
+    epilogue(t, p.activation);
+  }
+  gemm_release();
+}
+
+}  // namespace dynprune::DYNPRUNE_ISA

@@ -1,0 +1,24 @@
+// linear: output = activation(input * weight + bias), on packed weights.
+#pragma once
+
+#include "types.h"
+
+namespace dynprune {
+
+struct LinearParams {
+  const float* input;            // [rows, input_stride]
+  int64_t input_stride;          // in floats
+  const int64_t* input_indices;  // [depth] columns of `input` to read; nullptr: the first `depth`
+  const float* weight;           // packed, see types.h: ceil(units / kPanel) panels of [depth][width]
+  const float* bias;             // [units]; nullptr: none
+  float* output;                 // [rows, units], tight; aliases nothing
+  int64_t rows, depth, units;
+  ActivationSpec activation;
+};
+
+// A task is one row tile times one panel; tasks of one row tile are neighbours, so that a range gathers a tile once.
+static inline int64_t linear_tasks(const LinearParams& p) {
+  return (p.rows + kRowTile - 1) / kRowTile * panel_count(p.units);
+}
+
+}  // namespace dynprune

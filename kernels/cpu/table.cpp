@@ -1,0 +1,13 @@
+#include "kernels.h"
+
+#define DYNPRUNE_NAME_(isa) #isa
+#define DYNPRUNE_NAME(isa) DYNPRUNE_NAME_(isa)
+
+namespace dynprune::DYNPRUNE_ISA {
+
+const Kernels* table() {
+  static const Kernels kernels{DYNPRUNE_NAME(DYNPRUNE_ISA), linear_range, conv2d_range, conv2d_block_rows, pack_range};
+  return &kernels;
+}
+
+}  // namespace dynprune::DYNPRUNE_ISA

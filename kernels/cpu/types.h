@@ -1,0 +1,29 @@
+// What the kernels and their callers share, the same for every instruction set. Functions in these headers are
+// `static`: an `inline` one would be emitted once per instruction set under one name, and an older CPU might get the
+// wrong copy.
+#pragma once
+
+#include <cstdint>
+
+namespace dynprune {
+
+// Weights are packed in panels of up to kPanel output units, each [depth][width]; the last panel is as wide as the rest
+// of the units rounded up to kUnitAlign, its surplus columns zero.
+constexpr int64_t kPanel = 64;
+constexpr int64_t kUnitAlign = 16;
+// Rows (of a linear layer) or pixels (of a convolution) of one tile.
+constexpr int64_t kRowTile = 64;
+// Usage sums per unit: sum |a|, sum a, sum a^2, count.
+constexpr int64_t kUsageRows = 4;
+
+static constexpr int64_t padded_units(int64_t units) { return (units + kUnitAlign - 1) / kUnitAlign * kUnitAlign; }
+static constexpr int64_t panel_count(int64_t units) { return (units + kPanel - 1) / kPanel; }
+
+enum class Activation : int32_t { none, relu, leaky_relu, gelu, gelu_tanh, silu, tanh, sigmoid };
+
+struct ActivationSpec {
+  Activation kind = Activation::none;
+  float slope = 0.f;  // of leaky_relu, for negative inputs
+};
+
+}  // namespace dynprune

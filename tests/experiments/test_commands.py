@@ -1,0 +1,201 @@
+"""The command line: what it prints, where it fails, and one small experiment from end to end."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
+
+import dynprune
+from dynprune import cli
+from dynprune.experiments.commands import app
+from dynprune.experiments.models import mnist_cnn
+from dynprune.experiments.report import TABLE_WIDTH
+
+EVAL_KEYS = {
+    "eval_loss",
+    "eval_accuracy",
+    "eval_f1",
+    "eval_runtime",
+    "eval_samples_per_second",
+    "eval_steps_per_second",
+}
+
+
+def _dynprune(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def _one_line_error(result: Result) -> str:
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    lines = result.output.strip().splitlines()
+    assert len(lines) == 1, result.output
+    assert lines[0].startswith("error: ")
+    return lines[0].removeprefix("error: ")
+
+
+def test_info_as_json() -> None:
+    result = _dynprune("info", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.output) == json.loads(json.dumps(dynprune.info()))
+
+
+def test_info_as_tables() -> None:
+    result = _dynprune("info")
+    assert result.exit_code == 0
+    for backend in dynprune.info()["backends"]:
+        assert backend in result.output
+
+
+def test_unknown_experiment() -> None:
+    error = _one_line_error(_dynprune("experiment", "mnist-rnn"))
+    assert error == "experiment: expected one of mnist-cnn, got mnist-rnn"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
+        (["--lr", "0"], "--lr: expected a number above 0, got 0.0"),
+        (["--lr", "nan"], "--lr: expected a number above 0, got nan"),
+        (["--batch-size", "0"], "--batch-size: expected at least 1, got 0"),
+        (["--seed", "-1"], "--seed: expected 0 to 2^63 - 1, got -1"),
+        (["--threads", "0"], "--threads: expected at least 1, got 0"),
+        (["--limit", "0"], "--limit: expected at least 1, got 0"),
+        (["--name", "a/b"], "--name: expected the name of one folder, got 'a/b'"),
+        (["--name", ".."], "--name: expected the name of one folder, got '..'"),
+        (["--traffic", "0,12"], "traffic: expected different classes 0 to 9"),
+        (["--traffic", "0,1", "--traffic", "0,1"], "--traffic: expected different class lists"),
+        (["--traffic-prune-threshold", "0.9"], "expected prune_threshold"),
+        (["--traffic-prune-threshold", "nan"], "expected prune_threshold"),
+    ],
+    ids=lambda value: "=".join(value) if isinstance(value, list) else "",
+)
+def test_bad_options(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = _dynprune("experiment", "mnist-cnn", "--runs-dir", tmp_path / "runs", *arguments)
+    assert message in _one_line_error(result)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bad_data(data_dir: Path, tmp_path: Path) -> None:
+    arguments = ["experiment", "mnist-cnn", "--runs-dir", tmp_path, "--data-dir"]
+    missing = _one_line_error(_dynprune(*arguments, tmp_path / "none"))
+    assert missing == (f"--data-dir: expected a folder {tmp_path / 'none' / 'mnist'}, got no such folder")
+    (data_dir / "mnist" / "test-00000-of-00001.parquet").write_bytes(b"PAR1")
+    damaged = _one_line_error(_dynprune(*arguments, data_dir))
+    assert damaged.startswith("--data-dir: expected readable parquet files in ")
+
+
+def test_traffic_without_images(data_dir: Path, tmp_path: Path) -> None:
+    labels = pq.read_table(data_dir / "mnist" / "test-00000-of-00001.parquet")["label"]
+    absent = min(set(range(10)) - set(labels.to_pylist()))
+    arguments = ["--runs-dir", tmp_path, "--data-dir", data_dir, "--traffic", str(absent)]
+    error = _one_line_error(_dynprune("experiment", "mnist-cnn", *arguments))
+    assert error == f"traffic {absent}: expected at least one image in each split, got none"
+
+
+def test_runs_dir_that_is_a_file(data_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    arguments = ["--runs-dir", tmp_path / "runs", "--data-dir", data_dir]
+    error = _one_line_error(_dynprune("experiment", "mnist-cnn", *arguments))
+    assert error.startswith("--runs-dir: expected a folder that can be made at ")
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich", "datasets", "safetensors"])
+def test_without_the_extra(missing: str, tmp_path: Path) -> None:
+    program = (
+        f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['dynprune', 'experiment', "
+        f"'mnist-cnn', '--runs-dir', {str(tmp_path)!r}]; from dynprune.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"error: dynprune: expected {missing} to be installed, got no such module; "
+        "run pip install 'dynprune[experiments]'"
+    ]
+
+
+def test_a_missing_module_of_somebody_else_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dynprune.experiments.commands", None)
+    with pytest.raises(ModuleNotFoundError):
+        cli.main()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The run folder and the output of a small experiment on the embedded subset."""
+    runs = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dynprune.experiments.sources._load_hub", _unreachable)
+        patch.delenv("DYNPRUNE_DATA", raising=False)
+        arguments = ["--limit", "128", "--epochs", "1", "--threads", "1", "--traffic", "0,1"]
+        result = _dynprune("experiment", "mnist-cnn", "--runs-dir", runs, *arguments)
+    assert result.exit_code == 0, result.output
+    return runs / "mnist-cnn", result.output
+
+
+def _unreachable() -> Any:
+    raise ConnectionError("no network in tests")
+
+
+def test_results(finished: tuple[Path, str]) -> None:
+    results = json.loads((finished[0] / "results.json").read_text())
+    assert results["experiment"] == "mnist-cnn"
+    assert results["seed"] == 0
+    assert results["data"]["source"] == "embedded"
+    assert (results["data"]["train"], results["data"]["test"]) == (128, 128)
+    assert results["config"]["limit"] == 128
+    assert {"config", "machine", "versions", "protocol", "training"} <= set(results)
+    assert list(results["runs"]) == ["contribution", "mean_abs", "contribution 0,1"]
+    narrow = results["runs"]["contribution 0,1"]
+    assert [narrow["prune_threshold"], narrow["reactivate_threshold"]] == [0.4, 0.6]
+    assert list(narrow["return"]) == ["0.4/0.6", "0.05/0.1"]
+    assert results["traffic_mean"]["operations_share"] == narrow["operations_share"]
+
+
+def test_numbers_are_consistent(finished: tuple[Path, str]) -> None:
+    results = json.loads((finished[0] / "results.json").read_text())
+    dense = results["dense"]
+    for record in (dense, *results["runs"].values()):
+        assert set(record) >= EVAL_KEYS
+        assert all(math.isfinite(record[key]) for key in EVAL_KEYS)
+        samples = record["eval_samples_per_second"] * record["eval_runtime"]
+        assert samples == pytest.approx(record["eval_samples"])
+        steps = record["eval_steps_per_second"] * record["eval_runtime"]
+        assert steps == pytest.approx(math.ceil(record["eval_samples"] / 64))
+    assert dense["eval_samples"] == 128
+    assert dense["parameters"] == 467_818
+    for run in results["runs"].values():
+        assert run["dense_operations_per_sample"] == run["dense_operations_per_sample_torch"]
+        assert run["active_parameters"] <= run["parameters"]
+        assert all(run["active_units"][name] <= units for name, units in run["units"].items())
+        assert run["accuracy_difference"] == pytest.approx(
+            run["eval_accuracy"] - run["dense"]["eval_accuracy"]
+        )
+
+
+def test_weights_are_those_that_were_trained(finished: tuple[Path, str]) -> None:
+    model = mnist_cnn(seed=0)
+    initial = model.conv1.weight.clone()
+    model.load_state_dict(load_file(finished[0] / "model.safetensors"))
+    assert not initial.equal(model.conv1.weight)
+
+
+def test_output(finished: tuple[Path, str]) -> None:
+    folder, output = finished
+    assert "data: embedded (" in output
+    assert "no network in tests" in " ".join(output.split())
+    assert all(len(line) <= TABLE_WIDTH for line in output.splitlines())
+    assert "…" not in output
+    for text in ("dense, all classes", "mean_abs 0.05/0.1", "dense, 0,1", "contribution 0.4/0.6"):
+        assert text in output
+    assert output.splitlines()[-1] == f"written: {folder / 'results.json'}"
