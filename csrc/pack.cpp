@@ -65,7 +65,7 @@ at::Tensor pack_conv2d(const at::Tensor& weight, const std::optional<at::Tensor>
   const int64_t taps = weight.size(2) * weight.size(3);
   const int64_t* chosen =
       input_indices.has_value() ? expect_indices(op, "input_indices", *input_indices, weight.size(1)) : nullptr;
-  const int64_t channels = chosen == nullptr ? weight.size(1) : input_indices->numel();
+  const int64_t channels = input_indices.has_value() ? input_indices->numel() : weight.size(1);
   std::vector<int64_t> list;
   list.reserve(taps * channels);
   for (int64_t tap = 0; tap < taps; ++tap) {

@@ -31,9 +31,9 @@ class Config:
         window: rows after which an observation counts half.
         max_flips: share of all units that one update may flip (the first decision after a start or a
             drift, and ``calibrate``, have no cap).
-        drift_threshold: mean squared deviation of live usage, in units of its variance, above which
-            the traffic counts as changed: everything comes back at once and is observed anew.
-            ``math.inf`` turns this off.
+        drift_threshold: deviation of live usage from its running band, as a multiple of the usual
+            deviation, above which the traffic counts as changed: everything comes back at once and is
+            observed anew. ``math.inf`` turns this off.
         max_divergence: share of canary rows whose answer (the largest output) pruning may change; the
             controller lowers the thresholds while the measured share may be above it. None: no guard.
         dtype: what the model computes in; None: as it is.

@@ -28,6 +28,17 @@ at::Tensor grouped(const at::Tensor& input, const at::Tensor& weight, const std:
                    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                    const std::optional<at::Tensor>& indices, const ActivationSpec& spec,
                    const std::optional<at::Tensor>& usage) {
+  const int64_t units = weight.size(0), channels = weight.size(1) * groups;
+  DYNPRUNE_EXPECT(groups > 0 && units % groups == 0, kOp, c10::str("positive groups that divide ", units, " units"),
+                  groups);
+  DYNPRUNE_EXPECT(input.size(1) == channels, kOp, c10::str("an input with ", channels, " channels"), input.size(1));
+  if (bias.has_value()) {
+    DYNPRUNE_EXPECT(bias->dim() == 1 && bias->size(0) == units, kOp, c10::str("a bias [", units, "]"), bias->sizes());
+  }
+  axis("high", input.size(2), weight.size(2), stride[0], padding[0], dilation[0]);
+  axis("wide", input.size(3), weight.size(3), stride[1], padding[1], dilation[1]);
+  if (indices.has_value()) expect_indices(kOp, "indices", *indices, units);
+  if (usage.has_value()) expect_usage(kOp, *usage, indices.has_value() ? indices->numel() : units);
   at::Tensor y = at::conv2d(input, weight, bias, stride, padding, dilation, groups);
   if (indices.has_value()) y = y.index_select(1, *indices);
   switch (spec.kind) {
@@ -41,7 +52,6 @@ at::Tensor grouped(const at::Tensor& input, const at::Tensor& weight, const std:
     case Activation::sigmoid: y = at::sigmoid(y); break;
   }
   if (usage.has_value()) {
-    expect_usage(kOp, *usage, y.size(1));
     const at::Tensor a = y.transpose(0, 1).reshape({y.size(1), -1}).to(at::kDouble);
     const at::Tensor good = a.isfinite();
     const at::Tensor v = at::where(good, a, 0.0);
@@ -65,7 +75,8 @@ Operands resolve(const at::Tensor& input, const at::Tensor& weight, const std::o
                     weight.sizes());
     DYNPRUNE_EXPECT(!indices.has_value(), kOp, "no indices beside a packed weight", indices->sizes());
     DYNPRUNE_EXPECT(
-        bias.has_value() && (bias->dim() == 1 || bias->dim() == 5) && padded_units(bias->size(-1)) == weight.size(4),
+        bias.has_value() && (bias->dim() == 1 || bias->dim() == 5) && padded_units(bias->size(-1)) == weight.size(4) &&
+            (bias->size(-1) == 0 || bias->numel() > 0),
         kOp,
         c10::str("a bias [n] or [low, high, low, high, n] with n rounded up to ", weight.size(4),
                  " beside a packed weight"),
@@ -73,7 +84,7 @@ Operands resolve(const at::Tensor& input, const at::Tensor& weight, const std::o
     const int64_t channels = input_indices.has_value() ? input_indices->numel() : width;
     DYNPRUNE_EXPECT(channels == weight.size(3), kOp, c10::str("an input with ", weight.size(3), " (active) channels"),
                     channels);
-    return {weight, bias, input_indices.has_value(), bias->size(-1)};
+    return {weight, bias, width != channels, bias->size(-1)};
   }
   DYNPRUNE_EXPECT(weight.dim() == 4, kOp, "a weight [out, in, kh, kw] or packed [1, kh, kw, in, padded out]",
                   weight.sizes());
@@ -85,6 +96,8 @@ Operands resolve(const at::Tensor& input, const at::Tensor& weight, const std::o
     DYNPRUNE_EXPECT(bias->dim() == 1 && bias->size(0) == weight.size(0), kOp, c10::str("a bias [", weight.size(0), "]"),
                     bias->sizes());
   }
+  if (indices.has_value()) expect_indices(kOp, "indices", *indices, weight.size(0));
+  if (input_indices.has_value()) expect_indices(kOp, "input_indices", *input_indices, weight.size(1));
   at::Tensor packed = pack_conv2d(weight, indices, input_indices, std::nullopt);
   std::optional<at::Tensor> chosen = bias;
   if (bias.has_value() && indices.has_value()) chosen = bias->index_select(0, *indices);

@@ -35,7 +35,7 @@ Operands resolve(const at::Tensor& input, const at::Tensor& weight, const std::o
     const int64_t depth = input_indices.has_value() ? input_indices->numel() : width;
     DYNPRUNE_EXPECT(depth == weight.size(1), kOp, c10::str("an input with ", weight.size(1), " (active) features"),
                     depth);
-    return {weight, bias, input_indices.has_value(), bias->numel()};
+    return {weight, bias, width != depth, bias->numel()};
   }
   DYNPRUNE_EXPECT(weight.dim() == 2, kOp, "a weight [out, in] or packed [1, in, padded out]", weight.sizes());
   const int64_t depth = input_indices.has_value() ? input_indices->numel() : weight.size(1);
@@ -45,6 +45,7 @@ Operands resolve(const at::Tensor& input, const at::Tensor& weight, const std::o
     DYNPRUNE_EXPECT(bias->dim() == 1 && bias->size(0) == weight.size(0), kOp, c10::str("a bias [", weight.size(0), "]"),
                     bias->sizes());
   }
+  if (indices.has_value()) expect_indices(kOp, "indices", *indices, weight.size(0));
   if (input_indices.has_value()) expect_indices(kOp, "input_indices", *input_indices, weight.size(1));
   at::Tensor packed = pack_linear(weight, indices, input_indices, std::nullopt);
   std::optional<at::Tensor> chosen = bias;

@@ -9,20 +9,22 @@ from torch import Tensor
 
 _BLOCK_ROWS = 64  # rows averaged before a comparison
 _WARM_BLOCKS = 8  # blocks that make up the band
-_MEMORY = 64  # blocks over which the band moves with slow changes
+_MEMORY = 64  # blocks over which band and usual deviation move with slow changes
 _LARGEST = 25.0  # a single unit counts for at most this much
 _FLOOR = 0.1  # of the variance over rows and pixels: a band of repeated inputs has no width of its own
+_USUAL = 0.25  # least usual deviation, for the same reason
 
 
 class DriftDetector:
     """Compares blocks of rows with a running band of each active unit's mean |a|.
 
-    The deviation of a block is the mean over units of ``(m - mu)^2 * rows / v``, about 1 in steady
-    traffic. Two blocks in a row, or one far out, raise the alarm: the exponential mean (one half) of
-    the deviations is compared with ``threshold``.
+    The deviation of a block is the mean over units of ``(m - mu)^2 * rows / v``. Units move together,
+    so how much it varies in steady traffic depends on the model: it is taken relative to its own
+    running mean. The alarm is raised when the exponential mean (one half) of that ratio exceeds
+    ``threshold``: one block far out, or two in a row.
 
     Args:
-        threshold: of the mean deviation.
+        threshold: of the deviation, as a multiple of the usual one.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -36,6 +38,7 @@ class DriftDetector:
         self._blocks = 0
         self._mean = torch.empty(0, dtype=torch.float64)
         self._var = torch.empty(0, dtype=torch.float64)
+        self._usual = 2 * _USUAL
         self._level = 1.0
 
     def add(self, usage: Mapping[str, Tensor], rows: int) -> bool:
@@ -59,14 +62,16 @@ class DriftDetector:
         if self._blocks == 1:
             self._mean, self._var = mean, torch.zeros_like(mean)
             return False
+        share = 1 / min(self._blocks, _MEMORY)
         square = (mean - self._mean).square() * rows
         if self._blocks > _WARM_BLOCKS:
             width = self._var + _FLOOR * spread + 1e-30
             deviation = float((square / width).clamp(max=_LARGEST).mean())
-            self._level = (self._level + deviation) / 2
+            ratio = deviation / max(self._usual, _USUAL)
+            self._level = (self._level + ratio) / 2
             if self._level > self.threshold:
                 return True
-        share = 1 / min(self._blocks, _MEMORY)
+            self._usual += share * (min(deviation, self.threshold * self._usual) - self._usual)
         self._mean = self._mean + share * (mean - self._mean)
         self._var = self._var + share * (square - self._var)
         return False

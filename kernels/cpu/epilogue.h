@@ -49,7 +49,8 @@ inline void add_usage(const UsageSums& s, int64_t rows, int64_t lanes, double* u
   for (int64_t j = 0; j < lanes; ++j) {
     const double shift = s.shift[j], deviation = s.deviation[j];
     const double square = count * shift * shift + 2 * shift * deviation + s.square[j];
-    if (!(square < __builtin_huge_val())) continue;  // NaN or infinity in this tile: it never enters
+    // NaN or infinity in this tile, or a sum that overflowed: it never enters.
+    if (!(square + s.magnitude[j] < __builtin_huge_val())) continue;
     usage[j] += s.magnitude[j];
     usage[stride + j] += count * shift + deviation;
     usage[2 * stride + j] += square;
