@@ -74,13 +74,12 @@ Operands resolve(const at::Tensor& input, const at::Tensor& weight, const std::o
     DYNPRUNE_EXPECT(weight.size(0) == 1 && weight.is_contiguous(), kOp, "a packed weight [1, kh, kw, in, padded out]",
                     weight.sizes());
     DYNPRUNE_EXPECT(!indices.has_value(), kOp, "no indices beside a packed weight", indices->sizes());
-    DYNPRUNE_EXPECT(
-        bias.has_value() && (bias->dim() == 1 || bias->dim() == 5) && padded_units(bias->size(-1)) == weight.size(4) &&
-            (bias->size(-1) == 0 || bias->numel() > 0),
-        kOp,
-        c10::str("a bias [n] or [low, high, low, high, n] with n rounded up to ", weight.size(4),
-                 " beside a packed weight"),
-        bias.has_value() ? c10::str(bias->sizes()) : "none");
+    DYNPRUNE_EXPECT(bias.has_value() && (bias->dim() == 1 || bias->dim() == 5) &&
+                        padded_units(bias->size(-1)) == weight.size(4) && (bias->size(-1) == 0 || bias->numel() > 0),
+                    kOp,
+                    c10::str("a bias [n] or [low, high, low, high, n] with n rounded up to ", weight.size(4),
+                             " beside a packed weight"),
+                    bias.has_value() ? c10::str(bias->sizes()) : "none");
     const int64_t channels = input_indices.has_value() ? input_indices->numel() : width;
     DYNPRUNE_EXPECT(channels == weight.size(3), kOp, c10::str("an input with ", weight.size(3), " (active) channels"),
                     channels);

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PANEL = 64
-UNIT_ALIGN = 16
+UNIT_ALIGN = 8
 USAGE_ROWS = 4
 
 ACTIVATIONS = ("none", "relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")

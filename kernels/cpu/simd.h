@@ -22,13 +22,17 @@ constexpr int64_t kLanes = 16;
 
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
+typedef float Half __attribute__((vector_size(32)));
 typedef float FloatsUnaligned __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float HalfUnaligned __attribute__((vector_size(32), aligned(4), may_alias));
 
 inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
 inline Floats splat(float v) { return v - Floats{}; }
 inline Floats load(const float* p) { return *reinterpret_cast<const FloatsUnaligned*>(p); }
+inline Half load_half(const float* p) { return *reinterpret_cast<const HalfUnaligned*>(p); }
+inline void store_half(float* p, Half v) { *reinterpret_cast<HalfUnaligned*>(p) = v; }
 inline void store(float* p, Floats v) { *reinterpret_cast<FloatsUnaligned*>(p) = v; }
 
 // The first `lanes` (1 to 16) lanes; the others are zero, or left unwritten.

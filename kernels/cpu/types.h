@@ -8,9 +8,9 @@
 namespace dynprune {
 
 // Weights are packed in panels of up to kPanel output units, each [depth][width]; the last panel is as wide as the rest
-// of the units rounded up to kUnitAlign, its surplus columns zero.
+// of the units rounded up to kUnitAlign (half a vector), its surplus columns zero.
 constexpr int64_t kPanel = 64;
-constexpr int64_t kUnitAlign = 16;
+constexpr int64_t kUnitAlign = 8;
 // Rows (of a linear layer) or pixels (of a convolution) of one tile.
 constexpr int64_t kRowTile = 64;
 // Usage sums per unit: sum |a|, sum a, sum a^2, count.

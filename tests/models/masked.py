@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 
 def masked_dense(
-    model: nn.Module, readers: dict[str, tuple[str, Tensor, Tensor]], x: Tensor, flatten: dict[str, int] | None = None
+    model: nn.Module,
+    readers: dict[str, tuple[str, Tensor, Tensor]],
+    x: Tensor,
+    flatten: dict[str, int] | None = None,
 ) -> Tensor:
     """Run ``model`` in float64 with constants in place.
 

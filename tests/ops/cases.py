@@ -54,6 +54,11 @@ def overlapping_rows(x: Tensor) -> Tensor:
     return x.reshape(-1).as_strided(x.shape, (3, 1))
 
 
+def unit_scale(weight: Tensor) -> Tensor:
+    """Scaled so that products are about 1 in size: bounded activations then bound no rounding errors."""
+    return weight / max(1, weight[:1].numel()) ** 0.5
+
+
 def seeded(name: str) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(name.encode()))
 
@@ -74,7 +79,7 @@ class LinearCase:
         """Input, master weight and bias."""
         g = seeded(self.name)
         x = self.layout(torch.randn(self.shape, generator=g))
-        weight = torch.randn(self.units, self.shape[-1], generator=g)
+        weight = unit_scale(torch.randn(self.units, self.shape[-1], generator=g))
         return x, weight, torch.randn(self.units, generator=g)
 
 
@@ -123,7 +128,7 @@ class ConvCase:
         g = seeded(self.name)
         x = self.layout(torch.randn(self.shape, generator=g))
         weight = torch.randn(self.units, self.shape[1] // self.groups, *self.kernel, generator=g)
-        return x, weight, torch.randn(self.units, generator=g)
+        return x, unit_scale(weight), torch.randn(self.units, generator=g)
 
     @property
     def geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:

@@ -65,10 +65,14 @@ def test_border_table(case: TableCase) -> None:
     x, weight, _ = case.conv.tensors()
     table, packed = case.table(), ops.pack_conv2d(weight)
     in_double = reference.pack_conv2d(weight.double())
-    check((x, in_double, table, *case.conv.geometry), (x, packed, table, *case.conv.geometry), activation="tanh")
+    check(
+        (x, in_double, table, *case.conv.geometry), (x, packed, table, *case.conv.geometry), activation="tanh"
+    )
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels-last"])
+@pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels-last"]
+)
 def test_border_table_is_the_constant_inside_the_image(layout: torch.memory_format) -> None:
     """What the table is for: channels of one constant each, absent in the padding, become biases."""
     g = seeded("constants")
@@ -112,7 +116,10 @@ def test_each_activation_with_groups(activation: str) -> None:
 def test_index_lists(case: ActiveCase) -> None:
     """Master with index lists and packed plan, full-width and compact input: all the same convolution."""
     g = seeded(case.name)
-    weight, bias = torch.randn(case.units, case.inputs, 3, 3, generator=g), torch.randn(case.units, generator=g)
+    weight, bias = (
+        torch.randn(case.units, case.inputs, 3, 3, generator=g),
+        torch.randn(case.units, generator=g),
+    )
     x = channels_last(torch.randn(2, case.inputs, 6, 7, generator=g))
     units, inputs = case.index_lists()
     compact = x[:, inputs]
@@ -153,10 +160,20 @@ OPCHECK = [
     ),
     (
         "packed-table",
-        (torch.randn(2, 3, 6, 7), ops.pack_conv2d(torch.randn(9, 3, 3, 3)), torch.randn(2, 2, 2, 2, 9), (1, 1), (1, 1)),
+        (
+            torch.randn(2, 3, 6, 7),
+            ops.pack_conv2d(torch.randn(9, 3, 3, 3)),
+            torch.randn(2, 2, 2, 2, 9),
+            (1, 1),
+            (1, 1),
+        ),
         {"activation": "gelu"},
     ),
-    ("groups", (torch.randn(2, 4, 6, 7), torch.randn(6, 2, 3, 3), None, (1, 1), (1, 1), (1, 1), 2), {"usage": no_usage(6)}),
+    (
+        "groups",
+        (torch.randn(2, 4, 6, 7), torch.randn(6, 2, 3, 3), None, (1, 1), (1, 1), (1, 1), 2),
+        {"usage": no_usage(6)},
+    ),
     (
         "index-lists",
         (torch.randn(2, 3, 6, 7), torch.randn(9, 3, 3, 3), torch.randn(9)),
@@ -199,6 +216,7 @@ def test_threads(batch: int) -> None:
 
 X, W, B = torch.randn(2, 6, 5, 5), torch.randn(9, 6, 3, 3), torch.randn(9)
 P, G = ops.pack_conv2d(W), torch.randn(8, 3, 3, 3)
+ONE, FALLING = torch.tensor([1]), torch.tensor([3, 1])
 BAD: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("input-dims", (X[0], W), {}, r"an input \[batch, channels, height, width\], got \[6, 5, 5\]"),
     ("input-dtype", (X.double(), W), {}, "a float32 input, got Double"),
@@ -210,13 +228,18 @@ BAD: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("packed-without-bias", (X, P), {}, r"a bias \[n\] or .* rounded up to 16.*, got none"),
     ("table-with-master", (X, W, torch.randn(1, 1, 1, 1, 9)), {}, r"a bias \[9\], got \[1, 1, 1, 1, 9\]"),
     ("no-zones", (X, P, torch.randn(0, 1, 1, 1, 9)), {}, r"a bias .*, got \[0, 1, 1, 1, 9\]"),
-    ("packed-with-indices", (X, P, B), {"indices": torch.tensor([1])}, r"no indices beside a packed weight, got \[1\]"),
-    ("order", (X, W), {"indices": torch.tensor([3, 1])}, r"indices strictly increasing in \[0, 9\), got 1 after 3"),
+    ("packed-with-indices", (X, P, B), {"indices": ONE}, r"no indices beside a packed weight, got \[1\]"),
+    ("order", (X, W), {"indices": FALLING}, r"indices strictly increasing in \[0, 9\), got 1 after 3"),
     ("too-large", (X, W), {"input_indices": torch.tensor([6])}, "input_indices strictly increasing.*, got 6"),
-    ("gather", (X, ops.pack_conv2d(W[:, :1]), B), {"input_indices": torch.tensor([6])}, "input_indices.*, got 6"),
+    (
+        "gather",
+        (X, ops.pack_conv2d(W[:, :1]), B),
+        {"input_indices": torch.tensor([6])},
+        "input_indices.*, got 6",
+    ),
     ("image-too-small", (X[..., :2], W), {}, "a padded input at least 3 wide, got 2"),
     ("image-too-low", (X[..., :3, :], W), {"dilation": (2, 2)}, "a padded input at least 5 high, got 3"),
-    ("stride", (X, W), {"stride": (0, 1)}, "positive kernel, stride and dilation and padding.*, got 3, 0, 1, 0"),
+    ("stride", (X, W), {"stride": (0, 1)}, "positive kernel, stride and .*, got 3, 0, 1, 0"),
     ("padding", (X, W), {"padding": (0, -1)}, "positive kernel, stride .*, got 3, 1, 1, -1"),
     ("activation", (X, W), {"activation": "swish"}, "an activation out of none, relu, .*, got swish"),
     ("usage-shape", (X, W), {"usage": no_usage(8)}, r"float64 usage \[4, 9\].*, got Double \[4, 8\]"),
@@ -225,9 +248,9 @@ BAD: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("groups-channels", (X[:, :5], G), {"groups": 2}, "an input with 6 channels, got 5"),
     ("groups-units", (X, G[:7]), {"groups": 2}, "positive groups that divide 7 units, got 2"),
     ("groups-bias", (X, G, B), {"groups": 2}, r"a bias \[8\], got \[9\]"),
-    ("groups-order", (X, G), {"groups": 2, "indices": torch.tensor([3, 1])}, "indices strictly .*, got 1 after 3"),
+    ("groups-order", (X, G), {"groups": 2, "indices": FALLING}, "indices strictly .*, got 1 after 3"),
     ("groups-image", (X[..., :2], G), {"groups": 2}, "a padded input at least 3 wide, got 2"),
-    ("groups-usage", (X, G), {"groups": 2, "usage": no_usage(9)}, r"float64 usage \[4, 8\].*, got Double \[4, 9\]"),
+    ("groups-usage", (X, G), {"groups": 2, "usage": no_usage(9)}, r"float64 usage \[4, 8\].*, got Double"),
 ]
 
 

@@ -102,7 +102,11 @@ def test_usage_rows_may_be_strided() -> None:
 OPCHECK = [
     ("master", (torch.randn(5, 7), torch.randn(9, 7)), {}),
     ("bias-and-usage", (torch.randn(2, 5, 7), torch.randn(9, 7), torch.randn(9)), {"usage": no_usage(9)}),
-    ("packed", (torch.randn(5, 7), ops.pack_linear(torch.randn(9, 7)), torch.randn(9)), {"activation": "gelu"}),
+    (
+        "packed",
+        (torch.randn(5, 7), ops.pack_linear(torch.randn(9, 7)), torch.randn(9)),
+        {"activation": "gelu"},
+    ),
     (
         "index-lists",
         (torch.randn(5, 7), torch.randn(9, 7), torch.randn(9)),
@@ -144,6 +148,7 @@ def test_threads() -> None:
 
 X, W, B = torch.randn(5, 7), torch.randn(9, 7), torch.randn(9)
 P = ops.pack_linear(W)
+ONE, FALLING = torch.tensor([1]), torch.tensor([3, 1])
 BAD: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("scalar", (torch.tensor(1.0), W), {}, r"an input \[\.\.\., features\], got \[\]"),
     ("input-dtype", (X.double(), W), {}, "a float32 input, got Double"),
@@ -154,13 +159,28 @@ BAD: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("features-packed", (X[:, :6], P, B), {}, r"an input with 7 \(active\) features, got 6"),
     ("bias-shape", (X, W, B[:8]), {}, r"a bias \[9\], got \[8\]"),
     ("packed-without-bias", (X, P), {}, r"a bias \[n\] with n rounded up to 16.*, got none"),
-    ("packed-with-indices", (X, P, B), {"indices": torch.tensor([1])}, r"no indices beside a packed weight, got \[1\]"),
-    ("order", (X, W), {"indices": torch.tensor([3, 1])}, r"indices strictly increasing in \[0, 9\), got 1 after 3"),
+    ("packed-with-indices", (X, P, B), {"indices": ONE}, r"no indices beside a packed weight, got \[1\]"),
+    ("order", (X, W), {"indices": FALLING}, r"indices strictly increasing in \[0, 9\), got 1 after 3"),
     ("repeated", (X, W), {"indices": torch.tensor([3, 3])}, "indices strictly increasing.*, got 3 after 3"),
     ("too-large", (X, W), {"indices": torch.tensor([9])}, "indices strictly increasing.*, got 9 after -1"),
-    ("negative", (X, W), {"input_indices": torch.tensor([-1])}, "input_indices strictly increasing.*, got -1"),
-    ("int32", (X, W), {"indices": torch.tensor([1], dtype=torch.int32)}, "contiguous int64 indices.*, got Int"),
-    ("gather", (X, ops.pack_linear(W[:, :1]), B), {"input_indices": torch.tensor([7])}, "input_indices.*, got 7"),
+    (
+        "negative",
+        (X, W),
+        {"input_indices": torch.tensor([-1])},
+        "input_indices strictly increasing.*, got -1",
+    ),
+    (
+        "int32",
+        (X, W),
+        {"indices": torch.tensor([1], dtype=torch.int32)},
+        "contiguous int64 indices.*, got Int",
+    ),
+    (
+        "gather",
+        (X, ops.pack_linear(W[:, :1]), B),
+        {"input_indices": torch.tensor([7])},
+        "input_indices.*, got 7",
+    ),
     ("activation", (X, W), {"activation": "swish"}, "an activation out of none, relu, .*, got swish"),
     ("usage-shape", (X, W), {"usage": no_usage(8)}, r"float64 usage \[4, 9\].*, got Double \[4, 8\]"),
     ("usage-dtype", (X, W), {"usage": torch.zeros(4, 9)}, "float64 usage.*, got Float"),

@@ -1,0 +1,1 @@
+"""Speed against the compact oracle; each benchmark checks its result first."""

@@ -1,0 +1,52 @@
+"""linear + bias + ReLU + usage sums on a plan, against eager PyTorch of the compact size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks.common import contestants, measure
+from dynprune import ops
+
+
+@dataclass(frozen=True)
+class Shape:
+    batch: int
+    width: int  # inputs and units of the dense layer
+    percent: int  # of both that are active
+
+    @property
+    def name(self) -> str:
+        return f"{self.batch}x{self.width}-{self.percent}%"
+
+    @property
+    def active(self) -> int:
+        return self.width * self.percent // 100
+
+
+SHAPES = [
+    Shape(batch, width, percent)
+    for batch in (1, 8, 64, 256)
+    for width in (512, 1024)
+    for percent in (100, 50, 25)
+]
+
+
+@contestants("ours", "eager")
+@pytest.mark.parametrize("shape", SHAPES, ids=[shape.name for shape in SHAPES])
+def bench_linear(benchmark: Any, shape: Shape, contestant: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(shape.batch, shape.active, generator=g)
+    weight = torch.randn(shape.active, shape.active, generator=g) / shape.active**0.5
+    bias = torch.randn(shape.active, generator=g)
+    packed = ops.pack_linear(weight)
+    usage = torch.zeros(4, shape.active, dtype=torch.float64)
+    runs = {
+        "ours": lambda: torch.ops.dynprune.linear(x, packed, bias, activation="relu", usage=usage),
+        "eager": lambda: F.relu(F.linear(x, weight, bias)),
+    }
+    measure(benchmark, "linear", shape.name, contestant, runs)

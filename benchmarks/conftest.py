@@ -1,0 +1,30 @@
+"""Threads and denormals of the benchmarks: ``--bench-threads``, or DYNPRUNE_BENCH_THREADS, or 1."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import common
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    threads = int(os.environ.get(common.THREADS_VARIABLE, "1"))
+    parser.addoption("--bench-threads", type=int, default=threads, help="threads torch may use in benchmarks")
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _machine(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    common.set_up(request.config.getoption("--bench-threads"))
+    yield
+    torch.set_num_threads(before)
+    torch.set_flush_denormal(False)
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info["dynprune"] = common.machine(config.getoption("--bench-threads"))

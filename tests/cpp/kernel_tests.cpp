@@ -1,0 +1,373 @@
+// The kernels without torch: every instruction set this CPU has, against plain double loops, with guard zones around
+// everything that is written. Built with DYNPRUNE_BUILD_TESTS, by tests/test_cpp.py with the sanitizers on.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cpu/gemm.h"
+#include "cpu/kernels.h"
+
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
+namespace {
+
+int passed = 0, failed = 0;
+
+void expect(bool condition, const std::string& what) {
+  condition ? ++passed : ++failed;
+  if (!condition) std::printf("FAILED %s\n", what.c_str());
+}
+
+std::mt19937 engine(1);
+
+std::vector<float> random_floats(int64_t n) {
+  std::normal_distribution<float> normal;
+  std::vector<float> values(n);
+  for (float& v : values) v = normal(engine);
+  return values;
+}
+
+// An output of NaN between two guard zones, which nobody may write to.
+template <typename T>
+class Guarded {
+ public:
+  explicit Guarded(int64_t n, T fill = std::numeric_limits<T>::quiet_NaN()) : size_(n), all_(n + 2 * kZone, kMark) {
+    std::fill_n(data(), n, fill);
+  }
+  T* data() { return all_.data() + kZone; }
+  T operator[](int64_t i) const { return all_[kZone + i]; }
+  bool intact() const {
+    auto is_mark = [](T v) { return v == kMark; };
+    return std::all_of(all_.begin(), all_.begin() + kZone, is_mark) &&
+           std::all_of(all_.begin() + kZone + size_, all_.end(), is_mark);
+  }
+
+ private:
+  static constexpr int64_t kZone = 128;
+  static constexpr T kMark = 12345;
+  int64_t size_;
+  std::vector<T> all_;
+};
+
+// Whether all of `actual` is within 1e-5 of `expected`, relative to the largest value. NaN is not.
+template <typename T>
+bool close(const Guarded<T>& actual, const std::vector<double>& expected) {
+  double largest = 1e-30, worst = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const double difference = std::fabs(static_cast<double>(actual[i]) - expected[i]);
+    if (!(difference <= worst)) worst = difference;
+    largest = std::max(largest, std::fabs(expected[i]));
+  }
+  return worst <= 1e-5 * largest;
+}
+
+bool unreleased = false;  // products were computed and gemm_release not called since
+
+std::vector<float> pack(const dynprune::Kernels& kernels, const std::vector<float>& master, int64_t units,
+                        const std::vector<int64_t>& columns) {
+  const int64_t depth = static_cast<int64_t>(columns.size());
+  dynprune::PackParams p{};
+  p.master = master.data();
+  p.row_stride = units == 0 ? 0 : static_cast<int64_t>(master.size()) / units;
+  p.columns = columns.data();
+  p.units = units;
+  p.depth = depth;
+  Guarded<float> packed(depth * dynprune::padded_units(units));
+  p.packed = packed.data();
+  kernels.pack(p, 0, dynprune::pack_tasks(p));
+  bool right = true;
+  for (int64_t u = 0; u < dynprune::padded_units(units); ++u) {
+    const int64_t panel = u / dynprune::kPanel * dynprune::kPanel;
+    const int64_t width = dynprune::padded_units(std::min(dynprune::kPanel, units - panel));
+    for (int64_t k = 0; k < depth; ++k) {
+      const float wanted = u < units ? master[u * p.row_stride + columns[k]] : 0.f;
+      right = right && packed[panel * depth + k * width + u - panel] == wanted;
+    }
+  }
+  const std::string what = std::string(kernels.isa) + " pack " + std::to_string(units) + "x" + std::to_string(depth);
+  expect(right, what + ": values");
+  expect(packed.intact(), what + ": guard zones");
+  return {packed.data(), packed.data() + depth * dynprune::padded_units(units)};
+}
+
+std::vector<int64_t> counting(int64_t n) {
+  std::vector<int64_t> list(n);
+  for (int64_t i = 0; i < n; ++i) list[i] = i;
+  return list;
+}
+
+// Sums over the rows of `outputs` [rows, units], as the kernels lay them out: [4, padded units].
+std::vector<double> usage_of(const std::vector<double>& outputs, int64_t units) {
+  const int64_t stride = dynprune::padded_units(units);
+  std::vector<double> usage(dynprune::kUsageRows * stride, 0.0);
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    double* at = usage.data() + i % units;
+    at[0] += std::fabs(outputs[i]);
+    at[stride] += outputs[i];
+    at[2 * stride] += outputs[i] * outputs[i];
+    at[3 * stride] += 1;
+  }
+  return usage;
+}
+
+// Runs all tasks in two ranges, as two threads would, and compares outputs and usage.
+template <typename Params, typename Run>
+void check(const std::string& what, Params p, int64_t tasks, const std::vector<double>& expected, const Run& run) {
+  Guarded<float> output(static_cast<int64_t>(expected.size()));
+  Guarded<double> usage(dynprune::kUsageRows * dynprune::padded_units(p.units), 0.0);
+  p.output = output.data();
+  for (const auto& [begin, end] : {std::pair{int64_t{0}, tasks / 2}, std::pair{tasks / 2, tasks}}) {
+    run(p, usage.data(), begin, end);
+    expect(!unreleased, what + ": gemm_release at the end of a range");
+  }
+  expect(close(output, expected), what + ": output");
+  expect(output.intact(), what + ": guard zones of the output");
+  expect(p.units == 0 || close(usage, usage_of(expected, p.units)), what + ": usage");
+  expect(usage.intact(), what + ": guard zones of the usage");
+}
+
+struct LinearShape {
+  int64_t rows, depth, units, input_stride;
+  bool gather;
+};
+
+void test_linear(const dynprune::Kernels& kernels, const LinearShape& s) {
+  const std::string what = std::string(kernels.isa) + " linear " + std::to_string(s.rows) + "x" +
+                           std::to_string(s.depth) + "x" + std::to_string(s.units) + (s.gather ? " gathered" : "");
+  const std::vector<float> input = random_floats(s.rows * s.input_stride), master = random_floats(s.units * s.depth);
+  const std::vector<float> bias = random_floats(s.units);
+  const std::vector<float> weight = pack(kernels, master, s.units, counting(s.depth));
+  std::vector<int64_t> indices;  // every other column
+  for (int64_t k = 0; k < s.depth; ++k) indices.push_back(s.gather ? 2 * k : k);
+  std::vector<double> expected;
+  for (int64_t r = 0; r < s.rows; ++r) {
+    for (int64_t u = 0; u < s.units; ++u) {
+      double sum = bias[u];
+      for (int64_t k = 0; k < s.depth; ++k)
+        sum += double(input[r * s.input_stride + indices[k]]) * master[u * s.depth + k];
+      expected.push_back(std::max(sum, 0.0));
+    }
+  }
+  dynprune::LinearParams p{};
+  p.input = input.data();
+  p.input_stride = s.input_stride;
+  p.input_indices = s.gather ? indices.data() : nullptr;
+  p.weight = weight.data();
+  p.bias = bias.data();
+  p.rows = s.rows;
+  p.depth = s.depth;
+  p.units = s.units;
+  p.activation.kind = dynprune::Activation::relu;
+  check(what, p, dynprune::linear_tasks(p), expected, kernels.linear);
+}
+
+struct ConvShape {
+  const char* name;
+  int64_t batch, channels, units;
+  dynprune::ConvAxis h, w;
+  bool channels_last, gather;
+};
+
+dynprune::ConvAxis axis(int64_t in, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation, int64_t low = 1,
+                        int64_t high = 1) {
+  return {in,  (in + 2 * padding - (kernel - 1) * dilation - 1) / stride + 1, kernel, stride, padding, dilation, low,
+          high};
+}
+
+int64_t taps_cut(const dynprune::ConvAxis& a, int64_t o, bool low) {
+  int64_t cut = 0;
+  for (int64_t k = 0; k < a.kernel; ++k) {
+    const int64_t i = o * a.stride - a.padding + k * a.dilation;
+    cut += low ? i < 0 : i >= a.in;
+  }
+  return cut;
+}
+
+int64_t brute_zone(const dynprune::ConvAxis& a, int64_t o) {
+  return std::min(taps_cut(a, o, true), a.zones_low - 1) * a.zones_high +
+         std::min(taps_cut(a, o, false), a.zones_high - 1);
+}
+
+void test_conv2d(const dynprune::Kernels& kernels, const ConvShape& s) {
+  const std::string what = std::string(kernels.isa) + " conv2d " + s.name;
+  const int64_t all = s.gather ? 2 * s.channels : s.channels;  // channels of the input
+  const int64_t taps = s.h.kernel * s.w.kernel, depth = taps * s.channels;
+  dynprune::Conv2dParams p{};
+  p.stride_n = all * s.h.in * s.w.in;
+  p.stride_c = s.channels_last ? 1 : s.h.in * s.w.in;
+  p.stride_h = s.channels_last ? s.w.in * all : s.w.in;
+  p.stride_w = s.channels_last ? all : 1;
+  const int64_t zones = dynprune::zone_count(s.h) * dynprune::zone_count(s.w);
+  const std::vector<float> input = random_floats(s.batch * p.stride_n), master = random_floats(s.units * depth);
+  const std::vector<float> bias = random_floats(zones * s.units);
+  std::vector<int64_t> columns, indices;  // the master is [units][channels][taps], the packed depth [taps][channels]
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    for (int64_t c = 0; c < s.channels; ++c) columns.push_back(c * taps + tap);
+  }
+  for (int64_t c = 0; c < s.channels; ++c) indices.push_back(s.gather ? 2 * c + 1 : c);
+  const std::vector<float> weight = pack(kernels, master, s.units, columns);
+
+  std::vector<double> expected;
+  for (int64_t n = 0; n < s.batch; ++n) {
+    for (int64_t pixel = 0; pixel < s.h.out * s.w.out; ++pixel) {
+      const int64_t oh = pixel / s.w.out, ow = pixel % s.w.out;
+      const int64_t zone = brute_zone(s.h, oh) * dynprune::zone_count(s.w) + brute_zone(s.w, ow);
+      for (int64_t u = 0; u < s.units; ++u) {
+        double sum = bias[zone * s.units + u];
+        for (int64_t k = 0; k < depth; ++k) {
+          const int64_t c = k / taps, kh = k % taps / s.w.kernel, kw = k % s.w.kernel;
+          const int64_t ih = oh * s.h.stride - s.h.padding + kh * s.h.dilation;
+          const int64_t iw = ow * s.w.stride - s.w.padding + kw * s.w.dilation;
+          if (ih < 0 || ih >= s.h.in || iw < 0 || iw >= s.w.in) continue;
+          const int64_t at = n * p.stride_n + indices[c] * p.stride_c + ih * p.stride_h + iw * p.stride_w;
+          sum += double(input[at]) * master[u * depth + k];
+        }
+        expected.push_back(std::max(sum, 0.0));
+      }
+    }
+  }
+  p.input = input.data();
+  p.input_indices = s.gather ? indices.data() : nullptr;
+  p.weight = weight.data();
+  p.bias = bias.data();
+  p.batch = s.batch;
+  p.channels = s.channels;
+  p.units = s.units;
+  p.h = s.h;
+  p.w = s.w;
+  p.activation.kind = dynprune::Activation::relu;
+  for (int64_t rows : {kernels.conv2d_block_rows(p, 1), kernels.conv2d_block_rows(p, 4), int64_t{1}}) {
+    expect(rows >= 1 && rows <= s.h.out, what + ": block rows");
+    p.block_rows = rows;
+    check(what + " in blocks of " + std::to_string(rows), p, dynprune::conv2d_tasks(p), expected, kernels.conv2d);
+  }
+}
+
+void test_axis(const dynprune::ConvAxis& a) {
+  bool low = true, high = true, zone = true;
+  for (int64_t o = 0; o < a.out; ++o) {
+    low = low && dynprune::cut_low(a, o) == taps_cut(a, o, true);
+    high = high && dynprune::cut_high(a, o) == taps_cut(a, o, false);
+    zone = zone && dynprune::zone_of(a, o) == brute_zone(a, o);
+  }
+  const std::string what = "axis in " + std::to_string(a.in) + " kernel " + std::to_string(a.kernel) + " stride " +
+                           std::to_string(a.stride) + " padding " + std::to_string(a.padding) + " dilation " +
+                           std::to_string(a.dilation);
+  expect(low, what + ": cut_low");
+  expect(high, what + ": cut_high");
+  expect(zone, what + ": zone_of");
+}
+
+void test_axes() {
+  for (int64_t code = 0; code < 9 * 7 * 3 * 4 * 3; ++code) {
+    const int64_t in = code % 9 + 1, kernel = code / 9 % 7 + 1, stride = code / 63 % 3 + 1;
+    const int64_t padding = code / 189 % 4, dilation = code / 756 + 1;
+    if (in + 2 * padding < (kernel - 1) * dilation + 1) continue;
+    test_axis(axis(in, kernel, stride, padding, dilation, code % 4 + 1, code % 3 + 1));
+  }
+}
+
+// The caller's rounding and denormal settings come back.
+void test_settings(const dynprune::Kernels& kernels) {
+#if defined(__SSE2__)
+  for (unsigned setting : {_mm_getcsr() & ~0x8040u, _mm_getcsr() | 0x8040u}) {
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr(setting);
+    test_linear(kernels, {3, 4, 5, 4, false});
+    expect((_mm_getcsr() & 0x8040u) == (setting & 0x8040u), std::string(kernels.isa) + " denormal setting comes back");
+    _mm_setcsr(before);
+  }
+#else
+  (void)kernels;
+#endif
+}
+
+void test_select() {
+  const char* error = nullptr;
+  setenv("DYNPRUNE_CPU_ISA", "sse9", 1);
+  expect(dynprune::select_kernels(&error) == nullptr && error != nullptr, "unknown instruction set is an error");
+  error = nullptr;
+  setenv("DYNPRUNE_CPU_ISA", "plain", 1);
+  const dynprune::Kernels* plain = dynprune::select_kernels(&error);
+  expect(plain != nullptr && std::strcmp(plain->isa, "plain") == 0 && error == nullptr, "plain can be forced");
+  unsetenv("DYNPRUNE_CPU_ISA");
+  expect(dynprune::select_kernels(&error) != nullptr && error == nullptr, "some kernels are always there");
+}
+
+const LinearShape kLinear[] = {
+    {0, 5, 3, 5, false},     {1, 1, 1, 1, false},   {8, 33, 15, 33, false},  {63, 20, 16, 20, false},
+    {64, 16, 17, 19, false}, {65, 7, 63, 7, false}, {70, 13, 64, 13, false}, {257, 9, 65, 9, false},
+    {5, 30, 130, 30, false}, {3, 0, 20, 4, false},  {140, 11, 70, 24, true}, {3, 7, 0, 7, false},
+};
+
+const ConvShape kConv2d[] = {
+    {"one of each", 1, 1, 1, axis(1, 1, 1, 0, 1), axis(1, 1, 1, 0, 1), true, false},
+    {"1x1", 2, 17, 65, axis(9, 1, 1, 0, 1), axis(8, 1, 1, 0, 1), true, false},
+    {"1x1 nchw", 2, 5, 16, axis(5, 1, 1, 0, 1), axis(4, 1, 1, 0, 1), false, false},
+    {"1x1 gathered", 2, 5, 17, axis(5, 1, 1, 0, 1), axis(4, 1, 1, 0, 1), true, true},
+    {"3x3 patches", 2, 3, 15, axis(9, 3, 1, 1, 1, 2, 2), axis(11, 3, 1, 1, 1, 2, 2), true, false},
+    {"3x3 rows", 2, 17, 63, axis(8, 3, 1, 1, 1, 2, 2), axis(9, 3, 1, 1, 1, 2, 2), true, false},
+    {"3x3 rows nchw", 1, 9, 64, axis(7, 3, 1, 1, 1), axis(6, 3, 1, 1, 1), false, false},
+    {"3x3 gathered", 1, 9, 17, axis(7, 3, 1, 1, 1), axis(6, 3, 1, 1, 1), true, true},
+    {"3x3 stride 3 dilation 2", 2, 9, 20, axis(13, 3, 3, 2, 2, 3, 2), axis(12, 3, 3, 2, 2, 2, 3), true, false},
+    {"3x3 long rows", 1, 9, 16, axis(3, 3, 1, 1, 1), axis(70, 3, 1, 1, 1), true, false},
+    {"3x3 many blocks", 1, 17, 4, axis(44, 3, 1, 1, 1, 2, 2), axis(40, 3, 1, 1, 1, 1, 2), true, false},
+    {"5x5 larger than the image", 2, 5, 17, axis(2, 5, 1, 2, 1, 3, 3), axis(3, 5, 1, 2, 1, 3, 3), true, false},
+    {"7x7 stride 2", 1, 3, 16, axis(12, 7, 2, 3, 1, 4, 3), axis(13, 7, 2, 3, 1, 4, 4), false, false},
+    {"2x2 padding 3", 1, 2, 130, axis(3, 2, 1, 3, 1, 3, 3), axis(3, 2, 1, 3, 1, 3, 3), true, false},
+    {"no channels", 1, 0, 17, axis(4, 3, 1, 1, 1), axis(4, 3, 1, 1, 1), true, false},
+};
+
+}  // namespace
+
+// The contract of cpu/gemm.h, to the letter: nothing beyond [m, n] is written, c is not read unless accumulating.
+namespace dynprune {
+
+void gemm_tile(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+               int64_t ldc, bool accumulate) {
+  if (m < 1 || m > kRowTile || n < 1 || n > kPanel || n % kUnitAlign != 0 || ldb < n || ldc < n) {
+    expect(false, "gemm_tile: sizes within its contract");
+  }
+  unreleased = true;
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      float sum = accumulate ? c[i * ldc + j] : 0.f;
+      for (int64_t l = 0; l < k; ++l) sum += a[i * lda + l] * b[l * ldb + j];
+      c[i * ldc + j] = sum;
+    }
+  }
+}
+
+void gemm_release() { unreleased = false; }
+
+}  // namespace dynprune
+
+int main() {
+  for (const char* isa : {"plain", "avx2", "avx512"}) {
+    const dynprune::Kernels* kernels = dynprune::find_kernels(isa);
+    if (kernels == nullptr) {
+      std::printf("%s: not on this CPU\n", isa);
+      continue;
+    }
+    const int before = passed;
+    expect(std::strcmp(kernels->isa, isa) == 0, std::string(isa) + ": the table says its name");
+    for (const LinearShape& shape : kLinear) test_linear(*kernels, shape);
+    for (const ConvShape& shape : kConv2d) test_conv2d(*kernels, shape);
+    test_settings(*kernels);
+    std::printf("%s: %d passed\n", isa, passed - before);
+  }
+  expect(dynprune::find_kernels("sse9") == nullptr, "find_kernels: an unknown name has no table");
+  test_axes();
+  test_select();
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed == 0 ? 0 : 1;
+}

@@ -1,0 +1,86 @@
+"""Packed weights: the compiled functions and the reference agree to the bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dynprune import ops
+from dynprune.ops import reference
+from tests.ops.cases import ACTIVE, CONV2D, LINEAR, ActiveCase, ConvCase, LinearCase, names, seeded
+
+native = ops.native
+if native is None:
+    pytest.skip("dynprune._C is not there", allow_module_level=True)
+
+
+@pytest.mark.parametrize("case", LINEAR, ids=names(LINEAR))
+def test_linear(case: LinearCase) -> None:
+    weight = case.tensors()[1]
+    packed = native.pack_linear(weight)
+    assert packed.shape == (1, case.shape[-1], reference.padded_units(case.units))
+    assert packed.equal(reference.pack_linear(weight))
+    unpacked = reference.unpack_panels(packed, case.units, case.shape[-1])
+    assert unpacked.equal(weight)
+
+
+@pytest.mark.parametrize("case", CONV2D, ids=names(CONV2D))
+def test_conv2d(case: ConvCase) -> None:
+    weight = case.tensors()[1]
+    packed = native.pack_conv2d(weight)
+    assert packed.shape == (1, *case.kernel, weight.shape[1], reference.padded_units(case.units))
+    assert packed.equal(reference.pack_conv2d(weight))
+
+
+@pytest.mark.parametrize("case", ACTIVE, ids=names(ACTIVE))
+def test_index_lists_and_scale(case: ActiveCase) -> None:
+    g = seeded(case.name)
+    units, inputs = case.index_lists()
+    scale = torch.randn(case.units, generator=g)
+    weight = torch.randn(case.units, case.inputs, generator=g)
+    assert native.pack_linear(weight, units, inputs, scale).equal(
+        reference.pack_linear(weight, units, inputs, scale)
+    )
+    kernel = torch.randn(case.units, case.inputs, 3, 2, generator=g)
+    packed = native.pack_conv2d(kernel, units, inputs, scale)
+    assert packed.equal(reference.pack_conv2d(kernel, units, inputs, scale))
+
+
+def test_linear_columns_in_any_order() -> None:
+    g = seeded("columns")
+    weight, columns = torch.randn(19, 12, generator=g), torch.tensor([11, 0, 5, 5, 3])
+    assert native.pack_linear(weight, None, columns).equal(reference.pack_linear(weight, None, columns))
+
+
+def test_weights_in_other_layouts() -> None:
+    g = seeded("layouts")
+    weight = torch.randn(12, 19, generator=g).t()
+    assert native.pack_linear(weight).equal(reference.pack_linear(weight))
+    kernel = torch.randn(19, 5, 3, 3, generator=g).contiguous(memory_format=torch.channels_last)
+    assert native.pack_conv2d(kernel).equal(reference.pack_conv2d(kernel))
+
+
+W, K = torch.randn(9, 7), torch.randn(9, 7, 3, 3)
+BAD: list[tuple[str, str, tuple[Any, ...], str]] = [
+    ("weight", "pack_linear", (K,), r"a weight \[out, in\], got \[9, 7, 3, 3\]"),
+    ("dtype", "pack_linear", (W.double(),), "a float32 weight, got Double"),
+    ("order", "pack_linear", (W, torch.tensor([2, 1])), "indices strictly increasing .*, got 1 after 2"),
+    ("columns", "pack_linear", (W, None, torch.tensor([7])), r"columns in \[0, 7\), got 7"),
+    ("scale", "pack_linear", (W, None, None, torch.ones(7)), r"a scale \[9\], got \[7\]"),
+    ("conv-weight", "pack_conv2d", (W,), r"a weight \[out, in, kh, kw\], got \[9, 7\]"),
+    (
+        "conv-inputs",
+        "pack_conv2d",
+        (K, None, torch.tensor([7])),
+        "input_indices strictly increasing .*, got 7",
+    ),
+    ("conv-scale", "pack_conv2d", (K, None, None, torch.ones(3)), r"a scale \[9\], got \[3\]"),
+]
+
+
+@pytest.mark.parametrize(("op", "args", "message"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+def test_bad_input(op: str, args: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{op}: expected {message}"):
+        getattr(native, op)(*args)
