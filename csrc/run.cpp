@@ -1,5 +1,9 @@
 #include "run.h"
 
+#include <mutex>
+#include <set>
+#include <thread>
+
 namespace dynprune {
 
 const Kernels& kernels() {
@@ -10,6 +14,16 @@ const Kernels& kernels() {
     return *found;
   }();
   return selected;
+}
+
+int64_t thread_count() {
+  std::mutex mutex;
+  std::set<std::thread::id> seen;
+  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
+    std::lock_guard<std::mutex> lock(mutex);
+    seen.insert(std::this_thread::get_id());
+  });
+  return static_cast<int64_t>(seen.size());
 }
 
 ActivationSpec parse_activation(const char* op, c10::string_view name, double slope) {

@@ -18,6 +18,9 @@ const Kernels& kernels();
 
 ActivationSpec parse_activation(const char* op, c10::string_view name, double slope);
 
+// Threads that a parallel loop really runs on; 1 if this was built without OpenMP.
+int64_t thread_count();
+
 // Waking a thread costs about as much as this many multiply-adds.
 constexpr int64_t kWorkPerThread = 200'000;
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -57,9 +58,10 @@ def accelerate(model: nn.Module, example_inputs: Any, config: Config | None = No
             raise ValueError(
                 f"accelerate: expected a model and inputs on the CPU, got {name} on {tensor.device}"
             )
-    dense = share_copy(model)
-    if config.dtype is not None:
-        dense, args = dense.to(config.dtype), _cast(args, config.dtype)
+    if config.dtype is None:
+        dense = share_copy(model)
+    else:
+        dense, args = copy.deepcopy(model).eval().to(config.dtype), _cast(args, config.dtype)
     traced = trace(dense)
     with torch.inference_mode(False), torch.no_grad():
         expected = annotate_shapes(traced, args)
@@ -258,7 +260,7 @@ class AcceleratedModel(nn.Module):
         with self._controller.lock:
             versions = self._read_versions()
             if versions != self._versions:
-                self._controller.load_weights()
+                self._controller.reload_weights()
                 self._versions = versions
 
     def train(self, mode: bool = True) -> AcceleratedModel:
@@ -280,7 +282,8 @@ class AcceleratedModel(nn.Module):
         """Observe batches without pruning, then apply the policy once, without dwell or cap.
 
         Args:
-            batches: inputs; each a tensor, or a tuple of the model's positional arguments.
+            batches: inputs; each a tensor, or a tuple of the model's positional arguments. A tensor
+                in place of the iterable is one batch.
 
         Raises:
             ValueError: there is no batch, or the model is frozen.
@@ -288,6 +291,8 @@ class AcceleratedModel(nn.Module):
         controller = self._controller
         if controller.frozen:
             raise ValueError("calibrate: expected a model that is not frozen, got a frozen one")
+        if isinstance(batches, Tensor):
+            batches = [batches]
         statistics = Statistics(self._program, self.config.window)
         with torch.inference_mode(False), torch.no_grad():
             for batch in batches:

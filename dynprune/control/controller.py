@@ -113,12 +113,19 @@ class Controller:
         """Pack everything anew from the dense weights."""
         with self.lock, torch.inference_mode(False), torch.no_grad():
             masks = {n: torch.ones(g.units, dtype=torch.bool) for n, g in self.program.groups.items()}
-            constants = self.constants()
             self.reader_norms = {name: self._reader_norms(name) for name in self.program.groups}
-            self.dense_plan = self.builder.build(masks, constants)
-            active = self.active()
-            dense = all(bool(m.all()) for m in active.values())
-            self.plan = self.dense_plan if dense else self.builder.build(active, constants, self.dense_plan)
+            self.dense_plan = self.builder.build(masks, self._constants)
+            self.plan = self.dense_plan
+
+    def reload_weights(self) -> None:
+        """The dense weights were changed in place: pack them anew, and observe anew unless frozen."""
+        with self.lock, torch.inference_mode(False), torch.no_grad():
+            serial = self.plan.serial
+            self.load_weights()
+            self.plan = dataclasses.replace(self.plan, serial=serial + 1)
+            if not self.frozen:
+                self.reactivate_all()
+            self.publish()
 
     def _reader_norms(self, name: str) -> list[Tensor]:
         group, norms = self.program.groups[name], []

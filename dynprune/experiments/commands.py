@@ -75,10 +75,13 @@ def mnist_cnn(
     ] = None,
     traffic_prune_threshold: Annotated[
         float, typer.Option(help="Prune below this, on the traffic of a few classes.")
-    ] = 0.4,
+    ] = 0.2,
     traffic_reactivate_threshold: Annotated[
         float, typer.Option(help="Reactivate above this, on the traffic of a few classes.")
-    ] = 0.6,
+    ] = 0.3,
+    init: Annotated[
+        str, typer.Option(help="Initial weights: he (normal, for ReLU) or torch (PyTorch's default).")
+    ] = "he",
     name: Annotated[str, typer.Option(help="Name of the run's folder.")] = "mnist-cnn",
     runs_dir: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     threads: Annotated[
@@ -105,6 +108,7 @@ def mnist_cnn(
                     traffic=tuple(map(Traffic.parse, traffic)) if traffic else DEFAULT_TRAFFIC,
                     traffic_prune_threshold=traffic_prune_threshold,
                     traffic_reactivate_threshold=traffic_reactivate_threshold,
+                    init=init,
                     name=name,
                     runs_dir=runs_dir,
                     threads=threads,

@@ -61,7 +61,7 @@ def run(prepared: Prepared, console: Console) -> Mapping[str, Any]:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     console.print(f"data: {data.source.describe()}: {len(data.train)} training, {len(data.test)} test images")
-    model = mnist_cnn(options.seed)
+    model = mnist_cnn(options.seed, options.init)
     history = _train(model, prepared, console)
     _save_weights(model, options.run_dir / "model.safetensors")
 

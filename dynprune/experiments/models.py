@@ -7,13 +7,16 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
+INITS = ("he", "torch")
 
-def mnist_cnn(seed: int) -> nn.Sequential:
+
+def mnist_cnn(seed: int, init: str = "he") -> nn.Sequential:
     """Two pairs of 3x3 convolutions with max pooling after each, then two fully connected layers.
 
     Input float32 [N, 1, 28, 28], output logits [N, 10]; 467,818 parameters. ``seed`` determines the
-    initial weights (normal, He et al. 2015, for ReLU; biases 0) and leaves torch's global generator
-    as it was. How many units a trained model can spare depends on the initial weights.
+    initial weights and leaves torch's global generator as it was. ``init`` is ``"he"`` (normal, He et
+    al. 2015, the textbook choice for ReLU; biases 0) or ``"torch"`` (PyTorch's default). How many units
+    a trained model can spare depends on it: see docs/design.md.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -35,7 +38,7 @@ def mnist_cnn(seed: int) -> nn.Sequential:
                 fc2=nn.Linear(128, 10),
             )
         )
-        for layer in model:
+        for layer in model if init == "he" else ():
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 if layer.bias is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dynprune
+from dynprune.experiments.models import INITS
 from dynprune.experiments.traffic import Traffic
 
 # The pair of thresholds of the uniform runs.
@@ -29,8 +30,9 @@ class Options:
     seed: int = 0
     data_dir: Path | None = None
     traffic: tuple[Traffic, ...] = DEFAULT_TRAFFIC
-    traffic_prune_threshold: float = 0.4
-    traffic_reactivate_threshold: float = 0.6
+    traffic_prune_threshold: float = 0.2
+    traffic_reactivate_threshold: float = 0.3
+    init: str = "he"
     name: str = "mnist-cnn"
     runs_dir: Path = Path("runs")
     threads: int | None = None
@@ -45,6 +47,7 @@ class Options:
         _expect("--limit", self.limit is None or self.limit >= 1, "at least 1", self.limit)
         plain = self.name == Path(self.name).name and self.name not in ("", ".", "..")
         _expect("--name", plain, "the name of one folder", repr(self.name))
+        _expect("--init", self.init in INITS, f"one of {', '.join(INITS)}", self.init)
         names = [traffic.name for traffic in self.traffic]
         _expect("--traffic", len(set(names)) == len(names), "different class lists", names)
         self.traffic_config()

@@ -230,7 +230,7 @@ class _Analyser:
     def _keep(self, node: fx.Node, layout: Layout) -> Layout | None:
         """The layout behind an op that keeps units apart; None if it may mix them."""
         module = self.modules[str(node.target)] if node.op == "call_module" else None
-        shape = node.meta.get("in_shape") or ()
+        shape: tuple[int, ...] = node.meta.get("in_shape") or ()
         image = layout.dim == 1 and layout.spatial == 1 and len(shape) == 4
         if "usage_of" in node.meta:
             activation = tables.find_activation(node, self.modules)

@@ -7,6 +7,7 @@ They take any floating dtype, and the same arguments and layouts as the compiled
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,7 @@ def usage_sums(a: Tensor, dim: int) -> Tensor:
     NaN and infinite activations are left out, of the count too.
     """
     units = a.shape[dim]
-    flat = a.detach().movedim(dim, 0).reshape(units, -1).double()
+    flat = a.detach().movedim(dim, 0).reshape(units, a.numel() // max(1, units)).double()
     good = flat.isfinite()
     flat = torch.where(good, flat, 0.0)
     return torch.stack([flat.abs().sum(1), flat.sum(1), flat.square().sum(1), good.sum(1).double()])
@@ -204,6 +205,16 @@ def _taps_cut(size: int, out: int, kernel: int, stride: int, padding: int, dilat
     return torch.stack([(position < 0).sum(1), (position >= size).sum(1)])
 
 
+def _convolve(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    """``F.conv2d``, also with no input channels or no units: one of zeros stands in for none."""
+    units, channels = weight.shape[:2]
+    if channels == 0:
+        input, weight = (F.pad(t, (0, 0, 0, 0, 0, 1)) for t in (input, weight))
+    if units == 0:
+        weight, bias = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, 1)), None
+    return F.conv2d(input, weight, bias, *geometry)[:, :units]
+
+
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -266,7 +277,7 @@ def conv2d(
         input.shape[1],
     )
     table = bias if bias is not None and bias.dim() == 5 else None
-    y = F.conv2d(input, weight, None if table is not None else bias, stride, padding, dilation, groups)
+    y = _convolve(input, weight, None if table is not None else bias, stride, padding, dilation, groups)
     if groups != 1 and indices is not None:
         y = y.index_select(1, indices)
     if table is not None:
