@@ -33,7 +33,7 @@ class ExpandUnits(nn.Module):
         """``[batch, active ...]`` to ``[batch, units ...]``."""
         units, shape = len(self.constants), list(x.shape)
         if self.spatial > 1:
-            x = x.view(shape[0], -1, self.spatial)
+            x = x.view(shape[0], len(self.index), self.spatial)
         view, full = [1] * x.dim(), list(x.shape)
         dim = 1 if self.spatial > 1 else self.dim
         view[dim] = full[dim] = units

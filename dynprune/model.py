@@ -175,7 +175,7 @@ class AcceleratedModel(nn.Module):
         if rows > 0 and (controller.observing and plan.dense):
             return self._serve_dense(plan, args, kwargs, Seen(rows, plan.serial))
         if rows == 0 or not controller.is_canary(ticket):
-            record = Record(usage=True)
+            record = Record(usage=controller.wants_usage(ticket))
             output = self._run(plan, record, *args, **kwargs)
             controller.report(Seen(rows, plan.serial, live=(record, rows)))
             return output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
+import math
 import random
 import threading
 from collections.abc import Callable, Mapping
@@ -24,6 +25,10 @@ from dynprune.ops.reference import UNIT_ALIGN
 from dynprune.plan.build import PlanBuilder
 from dynprune.plan.plan import Plan
 from dynprune.plan.record import Record
+
+
+# Batches between two whose live usage is summed: sums cost a few percent of a convolution.
+_LIVE_INTERVAL = 2
 
 
 @dataclasses.dataclass
@@ -152,6 +157,11 @@ class Controller:
             chosen = random.Random(hash((self.config.seed, window))).randrange(self.config.canary_interval)
             self._window = (window, chosen)
         return self._window == (window, position)
+
+    def wants_usage(self, ticket: int) -> bool:
+        """Whether the live usage of this batch feeds the drift detector: every other one does."""
+        watching = not self.observing and self.config.drift_threshold < math.inf
+        return watching and ticket % _LIVE_INTERVAL == 0
 
     def canary_rows(self, ticket: int, rows: int) -> Tensor:
         """The rows ``[n]`` of a batch that run dense, increasing."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from dynprune.lowering import tables
 from dynprune.lowering.analyse import Analysis
 from dynprune.lowering.ir import LayerSite, Program
+from dynprune.ops import reference
 
 
 def run_entry(plan: Any, index: int, record: Any, x: Tensor) -> Tensor:
@@ -33,6 +35,21 @@ class PoolUnits(nn.Module):
             one = x.new_zeros((x.shape[0], 1, *x.shape[2:]))
             return self.pool(one, *self.args, **self.kwargs)[:, :0]
         return self.pool(x, *self.args, **self.kwargs)
+
+
+class MaxPoolUnits(nn.Module):
+    """A max pool on a compact image, without the indices that PyTorch's own computes."""
+
+    def __init__(self, geometry: tables.MaxPool) -> None:
+        super().__init__()
+        self.geometry = geometry
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[batch, active, height, width]`` to the pooled size."""
+        if x.dtype == torch.float32:
+            y: Tensor = torch.ops.dynprune.max_pool2d.default(x, *self.geometry)
+            return y
+        return reference.max_pool2d(x, *self.geometry)
 
 
 def flatten_units(x: Tensor) -> Tensor:
@@ -113,8 +130,12 @@ def _keep(
     if tables.is_flatten(node, modules):
         return graph.call_function(flatten_units, (source,))
     if tables.is_pool(node, modules):
+        geometry = tables.max_pool_geometry(node, modules)
         pool: Any = modules[str(node.target)] if node.op == "call_module" else node.target
-        holder.add_module(node.name, PoolUnits(pool, node.args[1:], node.kwargs))
+        holder.add_module(
+            node.name,
+            PoolUnits(pool, node.args[1:], node.kwargs) if geometry is None else MaxPoolUnits(geometry),
+        )
         return graph.call_module(node.name, (source,))
     copied: fx.Node = graph.node_copy(node, lambda n: values[n])
     return copied

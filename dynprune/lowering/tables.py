@@ -132,6 +132,38 @@ def is_max_pool(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return node.target in (F.max_pool2d, torch.max_pool2d, F.adaptive_max_pool2d)
 
 
+class MaxPool(NamedTuple):
+    """Arguments of the op ``max_pool2d``."""
+
+    kernel_size: list[int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    ceil_mode: bool
+
+
+def max_pool_geometry(node: fx.Node, modules: dict[str, nn.Module]) -> MaxPool | None:
+    """The arguments of a max pool with constant numbers; None for other pools."""
+    if node.op == "call_module":
+        m = modules[str(node.target)]
+        if not isinstance(m, nn.MaxPool2d):
+            return None
+        values: list[Any] = [m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode]
+    elif node.target in (F.max_pool2d, torch.max_pool2d):
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+        values = [given.get(n, d) for n, d in zip(names, (None, None, 0, 1, False), strict=True)]
+    else:
+        return None
+    values[1] = values[1] if values[1] not in (None, [], ()) else values[0]
+    pairs = [
+        [v, v] if isinstance(v, int) else list(v) for v in values[:4] if isinstance(v, (int, list, tuple))
+    ]
+    if len(pairs) != 4 or not all(len(p) == 2 and all(isinstance(n, int) for n in p) for p in pairs):
+        return None
+    return MaxPool(pairs[0], pairs[1], pairs[2], pairs[3], bool(values[4]))
+
+
 def is_spatial_mean(node: fx.Node) -> bool:
     """Whether a node averages ``[batch, channels, height, width]`` over height and width."""
     method = node.op == "call_method" and node.target == "mean"

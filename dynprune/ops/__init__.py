@@ -25,6 +25,7 @@ native = _native.load()
 if native is None:
     _library.impl("linear", reference.linear, "CPU")
     _library.impl("conv2d", reference.conv2d, "CPU")
+    _library.impl("max_pool2d", reference.max_pool2d, "CPU")
 
 pack_linear = reference.pack_linear if native is None else native.pack_linear
 pack_conv2d = reference.pack_conv2d if native is None else native.pack_conv2d
@@ -75,3 +76,15 @@ def _conv2d_fake(
     ]
     shape = (input.shape[0], _units(weight, 5, bias, indices), *size)
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("dynprune::max_pool2d", lib=_library)  # type: ignore[untyped-decorator]
+def _max_pool2d_fake(
+    input: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    ceil_mode: bool = False,
+) -> Tensor:
+    return reference.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)

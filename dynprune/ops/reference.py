@@ -26,6 +26,35 @@ def expect(condition: bool, op: str, expected: str, got: object) -> None:
         raise ValueError(f"{op}: expected {expected}, got {got}")
 
 
+def expect_indices(op: str, name: str, t: Tensor, limit: int) -> None:
+    """Raise ValueError unless ``t`` is an int64 list, strictly increasing in [0, ``limit``)."""
+    expect(
+        t.dim() == 1 and t.dtype == torch.int64,
+        op,
+        f"contiguous int64 {name} [n] on the CPU",
+        f"{t.dtype} {list(t.shape)}",
+    )
+    previous = -1
+    for value in t.tolist():
+        expect(
+            previous < value < limit,
+            op,
+            f"{name} strictly increasing in [0, {limit})",
+            f"{value} after {previous}",
+        )
+        previous = value
+
+
+def _expect_options(op: str, activation: str, usage: Tensor | None, units: int) -> None:
+    expect(activation in ACTIVATIONS, op, f"an activation out of {', '.join(ACTIVATIONS)}", activation)
+    expect(
+        usage is None or (usage.shape == (USAGE_ROWS, units) and usage.dtype == torch.float64),
+        op,
+        f"float64 usage [4, {units}] with contiguous rows",
+        None if usage is None else f"{usage.dtype} {list(usage.shape)}",
+    )
+
+
 def padded_units(units: int) -> int:
     """``units`` rounded up to what the kernels compute."""
     return -(-units // UNIT_ALIGN) * UNIT_ALIGN
@@ -49,7 +78,7 @@ def activate(x: Tensor, activation: str, slope: float = 0.01) -> Tensor:
         return torch.tanh(x)
     if activation == "sigmoid":
         return torch.sigmoid(x)
-    raise ValueError(f"activation: expected an activation out of {', '.join(ACTIVATIONS)}, got {activation}")
+    raise ValueError(f"activate: expected an activation out of {', '.join(ACTIVATIONS)}, got {activation}")
 
 
 def usage_sums(a: Tensor, dim: int) -> Tensor:
@@ -133,9 +162,11 @@ def _select(
         bias is not None and list(bias.shape),
     )
     if indices is not None:
+        expect_indices(op, "indices", indices, weight.shape[0])
         weight = weight.index_select(0, indices)
         bias = None if bias is None else bias.index_select(0, indices)
     if input_indices is not None:
+        expect_indices(op, "input_indices", input_indices, weight.shape[1])
         weight = weight.index_select(1, input_indices)
     return weight, bias
 
@@ -193,6 +224,7 @@ def linear(
         f"an input with {weight.shape[1]} (active) features",
         input.shape[-1],
     )
+    _expect_options(op, activation, usage, weight.shape[0])
     y = activate(F.linear(input, weight, bias), activation, slope)
     if usage is not None:
         usage += usage_sums(y, -1)
@@ -279,7 +311,9 @@ def conv2d(
     table = bias if bias is not None and bias.dim() == 5 else None
     y = _convolve(input, weight, None if table is not None else bias, stride, padding, dilation, groups)
     if groups != 1 and indices is not None:
+        expect_indices(op, "indices", indices, y.shape[1])
         y = y.index_select(1, indices)
+    _expect_options(op, activation, usage, y.shape[1])
     if table is not None:
         sizes = zip(input.shape[2:], y.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
         cut = [_taps_cut(*axis) for axis in sizes]
@@ -290,3 +324,26 @@ def conv2d(
     if usage is not None:
         usage += usage_sums(y, 1)
     return y.contiguous(memory_format=torch.channels_last)
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    ceil_mode: bool = False,
+) -> Tensor:
+    """Max pooling of ``[batch, channels, height, width]``, which may have no channel; channels last.
+
+    Raises:
+        ValueError: the input has not four dimensions.
+    """
+    expect(input.dim() == 4, "max_pool2d", "an input [batch, channels, height, width]", list(input.shape))
+    channels = input.shape[1]
+    if channels == 0:
+        input = F.pad(input, (0, 0, 0, 0, 0, 1))
+    y: Tensor = F.max_pool2d(
+        input, list(kernel_size), list(stride), list(padding), list(dilation), ceil_mode=ceil_mode
+    )
+    return y[:, :channels].contiguous(memory_format=torch.channels_last)

@@ -169,7 +169,7 @@ def expand(x: Tensor, index: Tensor, constants: Tensor, layout: Layout) -> Tenso
         image = x.dim() == 4
         memory = torch.channels_last if image else torch.contiguous_format
         x = full.contiguous(memory_format=memory).index_copy(dim, index, x)
-    return x.reshape(x.shape[0], -1) if layout.spatial > 1 else x
+    return x.flatten(1) if layout.spatial > 1 else x
 
 
 Entry = LinearEntry | Conv2dEntry | NormEntry | ActivationEntry | ExpandEntry

@@ -3,6 +3,7 @@
 
 #include "conv2d.h"
 #include "linear.h"
+#include "max_pool2d.h"
 #include "pack.h"
 
 namespace dynprune {
@@ -14,6 +15,7 @@ struct Kernels {
   // Output rows to stage at once: as many as keep the staged input in L2, fewer where threads would be idle.
   // `p.block_rows` is not read.
   int64_t (*conv2d_block_rows)(Conv2dParams p, int64_t threads);
+  void (*max_pool2d)(const MaxPool2dParams&, int64_t begin, int64_t end);
   void (*pack)(const PackParams&, int64_t begin, int64_t end);
 };
 
@@ -29,6 +31,7 @@ namespace DYNPRUNE_ISA {
 void linear_range(const LinearParams&, double*, int64_t, int64_t);
 void conv2d_range(const Conv2dParams&, double*, int64_t, int64_t);
 int64_t conv2d_block_rows(Conv2dParams, int64_t);
+void max_pool2d_range(const MaxPool2dParams&, int64_t, int64_t);
 void pack_range(const PackParams&, int64_t, int64_t);
 const Kernels* table();
 }  // namespace DYNPRUNE_ISA

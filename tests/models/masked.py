@@ -8,46 +8,76 @@ point is given by the name of the module that reads.
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dynprune import AcceleratedModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """A module that reads units of a group.
+
+    Attributes:
+        module: its qualified name.
+        group: whose units it reads.
+        key: in ``constants()``; the group's name where it is read once.
+        argument: which of the module's arguments holds the units.
+        pixels: of a flattened image.
+        dim: of the units; the last one of a Linear, else 1.
+        call: which call of the module, for one that is called several times.
+    """
+
+    module: str
+    group: str
+    key: str | None = None
+    argument: int = 0
+    pixels: int = 1
+    dim: int | None = None
+    call: int = 0
+
 
 def masked_dense(
-    model: nn.Module,
-    readers: dict[str, tuple[str, Tensor, Tensor]],
-    x: Tensor,
-    flatten: dict[str, int] | None = None,
+    model: nn.Module, fast: AcceleratedModel, readers: Iterable[Reader], *inputs: Tensor, compensate: bool = True
 ) -> Tensor:
-    """Run ``model`` in float64 with constants in place.
-
-    Args:
-        readers: module that reads -> (its group, active mask [units], constants [units]).
-        flatten: reader -> pixels of the flattened image it reads.
-    """
+    """Run ``model`` in float64 with the choice and the constants of ``fast`` (or zeros) in place."""
     dense = copy.deepcopy(model).double().eval()
-    handles = []
-    for reader, (_, mask, constants) in readers.items():
-        pixels = (flatten or {}).get(reader, 1)
-
-        def hook(module, args, mask=mask, constants=constants, pixels=pixels):
-            (value,) = args
-            keep, fixed = mask.repeat_interleave(pixels), constants.double().repeat_interleave(pixels)
-            dim = value.dim() - 1 if isinstance(module, nn.Linear) else 1
-            shape = [1] * value.dim()
-            shape[dim] = len(keep)
-            return (torch.where(keep.view(shape), value, fixed.view(shape)),)
-
-        handles.append(dense.get_submodule(reader).register_forward_pre_hook(hook))
+    active, constants = fast.active(), fast.constants()
+    for reader in readers:
+        mask, fixed = active[reader.group], constants[reader.key or reader.group].double()
+        fixed = fixed if compensate else torch.zeros_like(fixed)
+        _replace_pruned(dense.get_submodule(reader.module), reader, mask, fixed)
     with torch.no_grad():
-        result = dense(x.double())
-    for handle in handles:
-        handle.remove()
-    return result
+        return dense(*(x.double() for x in inputs))
+
+
+def _replace_pruned(module: nn.Module, reader: Reader, mask: Tensor, fixed: Tensor) -> None:
+    calls = 0
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal calls
+        calls += 1
+        if calls - 1 != reader.call:
+            return args
+        value = args[reader.argument]
+        last = value.dim() - 1 if isinstance(module, nn.Linear) else 1
+        shape = [1] * value.dim()
+        shape[last if reader.dim is None else reader.dim] = -1
+        keep = mask.repeat_interleave(reader.pixels).view(shape)
+        changed = torch.where(keep, value, fixed.repeat_interleave(reader.pixels).view(shape))
+        return (*args[: reader.argument], changed, *args[reader.argument + 1 :])
+
+    module.register_forward_pre_hook(hook)
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest expected value."""
+    """Largest difference over the largest expected value; infinite for NaN or another shape."""
+    if got.shape != expected.shape or got.isnan().any():
+        return float("inf")
     if expected.numel() == 0:
         return 0.0
-    return float((got.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    return float((got.detach().double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30))

@@ -1,0 +1,343 @@
+"""Models that are not a plain sequence: functional style, several readers, ops the lowering does not know."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import dynprune
+from tests.models.masked import Reader
+from tests.models.networks import random_norms
+from tests.models.test_exactness import expect_exact, force_random_sets, frozen
+
+IMAGES = (3, 2, 8, 6)
+
+
+class Net(nn.Module):
+    """Two convolutions and two linear layers; each case has a forward of its own."""
+
+    def __init__(self, forward: Callable[[Net, Tensor], Tensor], features: int = 13 * 4 * 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 17, 3, padding=1)
+        self.conv2 = nn.Conv2d(17, 13, 3, padding=1)
+        self.norm = nn.BatchNorm2d(17)
+        self.norm1d = nn.BatchNorm1d(features)
+        self.fc1 = nn.Linear(features, 21)
+        self.fc2 = nn.Linear(21, 5)
+        self.run = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def convolve(m: Net, x: Tensor) -> Tensor:
+    return F.max_pool2d(F.relu(m.conv2(F.relu(m.conv1(x)))), 2)
+
+
+def finish(m: Net, x: Tensor) -> Tensor:
+    return m.fc2(torch.tanh(m.fc1(x)))
+
+
+CONV = [Reader("conv2", "conv1")]
+TAIL = [Reader("fc1", "conv2", pixels=12), Reader("fc2", "fc1")]
+MEAN_TAIL = [Reader("fc1", "conv2"), Reader("fc2", "fc1")]
+
+STYLES: dict[str, tuple[Callable[[Net, Tensor], Tensor], int, list[Reader]]] = {
+    "view by size": (lambda m, x: finish(m, convolve(m, x).view(x.size(0), -1)), 156, TAIL),
+    "view by shape": (lambda m, x: finish(m, convolve(m, x).reshape(x.shape[0], -1)), 156, TAIL),
+    "reshape -1": (lambda m, x: finish(m, torch.reshape(convolve(m, x), (-1, 156))), 156, TAIL),
+    "flatten function": (lambda m, x: finish(m, torch.flatten(convolve(m, x), 1)), 156, TAIL),
+    "flatten method": (lambda m, x: finish(m, convolve(m, x).flatten(1)), 156, TAIL),
+    "mean": (lambda m, x: finish(m, convolve(m, x).mean([2, 3])), 13, MEAN_TAIL),
+    "mean, negative, kept": (
+        lambda m, x: finish(m, torch.mean(convolve(m, x), (-1, -2), keepdim=True).flatten(1)), 13, MEAN_TAIL,
+    ),
+    "adaptive pool": (lambda m, x: finish(m, F.adaptive_avg_pool2d(convolve(m, x), 1).flatten(1)), 13, MEAN_TAIL),
+    "activation behind the max pool": (
+        lambda m, x: finish(m, F.relu(F.max_pool2d(m.conv2(F.gelu(m.conv1(x))), 2)).flatten(1)), 156, TAIL,
+    ),
+    "activation behind the average pool": (
+        lambda m, x: finish(m, F.silu(F.avg_pool2d(m.conv2(m.conv1(x).sigmoid()), 2)).flatten(1)), 156, TAIL,
+    ),
+    "batch norm after the activation": (
+        lambda m, x: finish(m, m.norm1d(F.max_pool2d(m.conv2(m.norm(F.relu(m.conv1(x)))), 2).flatten(1))),
+        156,
+        [Reader("conv2", "conv1"), Reader("norm1d", "conv2", pixels=12), Reader("fc2", "fc1")],
+    ),
+    "elementwise functions": (
+        lambda m, x: finish(m, torch.exp(-convolve(m, x).abs() * 2 + 1).flatten(1)), 156, TAIL,
+    ),
+    "two activations": (lambda m, x: finish(m, F.elu(F.leaky_relu(convolve(m, x), 0.3)).flatten(1)), 156, TAIL),
+    "pool with named arguments": (
+        lambda m, x: finish(m, torch.flatten(F.avg_pool2d(input=F.relu(m.conv2(F.relu(input=m.conv1(x)))),
+                                                          kernel_size=2), start_dim=1)), 156, TAIL,
+    ),
+    "dropout": (lambda m, x: finish(m, F.dropout(convolve(m, x), 0.9, m.training).flatten(1)), 156, TAIL),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
+def test_functional_styles(style: tuple[Callable[[Net, Tensor], Tensor], int, list[Reader]], share: float) -> None:
+    forward, features, tail = style
+    torch.manual_seed(0)
+    x, model = torch.randn(IMAGES), Net(forward, features)
+    random_norms(model)
+    fast = frozen(model, x)
+    assert list(fast.groups) == ["conv1", "conv2", "fc1"]
+    force_random_sets(fast, share, 1)
+    readers = tail if tail[0].module == "conv2" else CONV + tail
+    expect_exact(fast, model, readers, x)
+    expect_exact(fast, model, readers, torch.randn(5, *IMAGES[1:]))
+
+
+class Cat(nn.Module):
+    def forward(self, *x: Tensor) -> Tensor:
+        return torch.cat(x, 1)
+
+
+class Sum(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+
+class Matmul(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.matmul(a.transpose(1, 2).softmax(-1), b)
+
+
+class ChannelSum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.sum(1, keepdim=True)
+
+
+class Shuffle(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], 3, 6, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+
+
+@dataclasses.dataclass
+class Graph:
+    """Layers by name, a forward, and who reads what."""
+
+    layers: dict[str, nn.Module]
+    forward: Callable[[nn.Module, Tensor], Tensor]
+    shape: tuple[int, ...]
+    readers: list[Reader]
+
+    def build(self) -> nn.Module:
+        model = nn.Module()
+        for name, layer in self.layers.items():
+            model.add_module(name, layer)
+        forward = self.forward
+
+        class Built(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                for name, layer in model.named_children():
+                    self.add_module(name, layer)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return forward(self, x)
+
+        built = Built()
+        random_norms(built)
+        return built
+
+
+def mixed(unknown: nn.Module) -> Graph:
+    """conv1 -> relu -> an op that mixes channels -> conv2."""
+    return Graph(
+        {"conv1": nn.Conv2d(2, 18, 3, padding=1), "op": unknown, "conv2": nn.Conv2d(18, 3, 3, padding=1)},
+        lambda m, x: m.conv2(m.op(F.relu(m.conv1(x)))),
+        IMAGES,
+        [Reader("op", "conv1")],
+    )
+
+
+def two_linears(**more: nn.Module) -> dict[str, nn.Module]:
+    return {"a": nn.Linear(9, 16), "b": nn.Linear(9, 16), **more}
+
+
+def call_twice(m: nn.Module, x: Tensor) -> Tensor:
+    return m.out(torch.tanh(m.fc(torch.relu(m.fc(x)))))
+
+
+GRAPHS = {
+    "softmax over channels": lambda: mixed(nn.Softmax(1)),
+    "group norm": lambda: mixed(nn.GroupNorm(3, 18)),
+    "layer norm over everything": lambda: mixed(nn.LayerNorm([18, 8, 6])),
+    "local response norm": lambda: mixed(nn.LocalResponseNorm(3)),
+    "prelu": lambda: mixed(nn.PReLU(18)),
+    "grouped convolution": lambda: mixed(nn.Conv2d(18, 18, 3, padding=1, groups=3)),
+    "depthwise convolution": lambda: mixed(nn.Conv2d(18, 18, 3, padding=1, groups=18)),
+    "circular padding": lambda: mixed(nn.Conv2d(18, 18, 3, padding=1, padding_mode="circular")),
+    "transposed convolution": lambda: mixed(nn.ConvTranspose2d(18, 18, 3, padding=1)),
+    "linear over the width": lambda: mixed(nn.Sequential(nn.Linear(6, 6))),
+    "pixel shuffle and back": lambda: mixed(nn.Sequential(nn.ChannelShuffle(3))),
+    "norm without running statistics": lambda: mixed(nn.InstanceNorm2d(18)),
+    "channel sum": lambda: mixed(ChannelSum()),
+    "shuffle by views": lambda: mixed(Shuffle()),
+    "layer norm": lambda: Graph(
+        {"a": nn.Linear(9, 16), "norm": nn.LayerNorm(16), "b": nn.Linear(16, 4)},
+        lambda m, x: m.b(m.norm(F.gelu(m.a(x)))),
+        (5, 9),
+        [Reader("norm", "a")],
+    ),
+    "residual": lambda: Graph(
+        two_linears(add=Sum(), out=nn.Linear(16, 4)),
+        lambda m, x: m.out(m.add(torch.relu(m.a(x)), m.b(x).tanh())),
+        (5, 9),
+        [Reader("add", "a"), Reader("add", "b", argument=1)],
+    ),
+    "residual of full width": lambda: Graph(
+        {"a": nn.Linear(9, 9), "add": Sum(), "out": nn.Linear(9, 4)},
+        lambda m, x: m.out(m.add(x, torch.relu(m.a(x)))),
+        (5, 9),
+        [Reader("add", "a", argument=1)],
+    ),
+    "concatenation": lambda: Graph(
+        {"a": nn.Conv2d(2, 9, 3), "b": nn.Conv2d(2, 7, 3), "cat": Cat(), "out": nn.Conv2d(16, 3, 3)},
+        lambda m, x: m.out(m.cat(torch.relu(m.a(x)), torch.relu(m.b(x)))),
+        IMAGES,
+        [Reader("cat", "a"), Reader("cat", "b", argument=1)],
+    ),
+    "attention": lambda: Graph(
+        {"a": nn.Linear(9, 6), "b": nn.Linear(9, 12), "mm": Matmul(), "out": nn.Linear(12, 4)},
+        lambda m, x: m.out(m.mm(m.a(x), m.b(x).relu())),
+        (3, 5, 9),
+        [Reader("mm", "a", dim=2), Reader("mm", "b", argument=1, dim=2)],
+    ),
+    "lstm": lambda: Graph(
+        {"a": nn.Linear(9, 12), "lstm": nn.LSTM(12, 5, batch_first=True), "out": nn.Linear(5, 4)},
+        lambda m, x: m.out(m.lstm(m.a(x).relu())[0]),
+        (3, 5, 9),
+        [Reader("lstm", "a", dim=2)],
+    ),
+    "two readers": lambda: Graph(
+        {"a": nn.Linear(9, 16), "b": nn.Linear(16, 7), "c": nn.Linear(16, 7), "add": Sum(), "out": nn.Linear(7, 3)},
+        lambda m, x: [m.out(m.add(m.b(h), m.c(h * 2).relu())) for h in [m.a(x).relu()]][0],
+        (5, 9),
+        [
+            Reader("b", "a", "a:b"), Reader("c", "a", "a:c"),
+            Reader("add", "b"), Reader("add", "c", argument=1),
+        ],
+    ),
+    "a layer and an unknown op": lambda: Graph(
+        {"a": nn.Linear(9, 16), "b": nn.Linear(16, 16), "add": Sum(), "out": nn.Linear(16, 3)},
+        lambda m, x: [m.out(m.add(h, m.b(h).relu())) for h in [m.a(x).relu()]][0],
+        (5, 9),
+        [Reader("b", "a", "a:b"), Reader("add", "a", "a:add"), Reader("add", "b", argument=1)],
+    ),
+    "a module used twice": lambda: Graph(
+        {"fc": nn.Linear(9, 9), "out": nn.Linear(9, 4)},
+        call_twice,
+        (5, 9),
+        [Reader("fc", "fc", call=1), Reader("out", "fc@2")],
+    ),
+    "a module used twice, once dense": lambda: Graph(
+        {"fc": nn.Linear(9, 9), "soft": nn.Softmax(-1), "out": nn.Linear(9, 4)},
+        lambda m, x: m.out(m.fc(input=m.soft(torch.relu(m.fc(x))))),
+        (5, 9),
+        [Reader("soft", "fc", dim=1)],
+    ),
+    "a norm used twice, once at full width": lambda: Graph(
+        {
+            "a": nn.Linear(9, 16), "norm": nn.BatchNorm1d(16), "soft": nn.Softmax(-1), "out": nn.Linear(16, 4),
+        },
+        lambda m, x: m.out(m.norm(m.soft(m.norm(torch.relu(m.a(x)))))),
+        (5, 9),
+        [Reader("soft", "a", dim=1)],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("make", GRAPHS.values(), ids=GRAPHS)
+def test_graphs(make: Callable[[], Graph], share: float) -> None:
+    torch.manual_seed(0)
+    graph = make()
+    model, x = graph.build(), torch.randn(graph.shape)
+    fast = frozen(model, x)
+    assert set(fast.groups) == {reader.group for reader in graph.readers}
+    assert set(fast.constants()) == {reader.key or reader.group for reader in graph.readers}
+    force_random_sets(fast, share, 4)
+    expect_exact(fast, model, graph.readers, x)
+
+
+def changed_in_place(m: nn.Module, x: Tensor) -> Tensor:
+    h = m.a(x)
+    F.relu(h, inplace=True)
+    h.add_(1.0)
+    return m.b(h)
+
+
+def test_in_place_statements_count() -> None:
+    torch.manual_seed(0)
+    graph = Graph({"a": nn.Linear(9, 16), "b": nn.Linear(16, 4)}, changed_in_place, (5, 9), [Reader("b", "a")])
+    model, x = graph.build(), torch.randn(5, 9)
+    fast = frozen(model, x)
+    force_random_sets(fast, 0.5, 4)
+    expect_exact(fast, model, graph.readers, x)
+
+
+class Doubling(nn.Module):
+    """A layer with a hook, which the kernels would skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(9, 16), nn.Linear(16, 4)
+        self.a.register_forward_hook(lambda module, args, output: output * 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)))
+
+
+def test_a_layer_with_hooks_stays_dense() -> None:
+    torch.manual_seed(0)
+    model, x = Doubling().eval(), torch.randn(5, 9)
+    fast = dynprune.accelerate(model, x)
+    torch.testing.assert_close(fast(x), model(x))
+    assert fast.groups == {}
+
+
+LOGITS: dict[str, Callable[[], nn.Module]] = {
+    "plain": lambda: nn.Sequential(nn.Linear(9, 16), nn.ReLU(), nn.Linear(16, 5)),
+    "activation": lambda: nn.Sequential(nn.Linear(9, 16), nn.ReLU(), nn.Linear(16, 5), nn.Sigmoid()),
+    "log softmax": lambda: nn.Sequential(nn.Linear(9, 16), nn.ReLU(), nn.Linear(16, 5), nn.LogSoftmax(1)),
+    "flatten and scale": lambda: nn.Sequential(nn.Linear(9, 16), nn.ReLU(), nn.Linear(16, 5), nn.Flatten()),
+    "layer norm": lambda: nn.Sequential(nn.Linear(9, 16), nn.ReLU(), nn.Linear(16, 5), nn.LayerNorm(5)),
+}
+
+
+@pytest.mark.parametrize("make", LOGITS.values(), ids=LOGITS)
+def test_logits_are_never_pruned(make: Callable[[], nn.Module]) -> None:
+    fast = dynprune.accelerate(make(), torch.randn(4, 9))
+    assert list(fast.groups) == ["0"]
+    assert "2" in fast.explain() and "never pruned" in fast.explain()
+
+
+def test_a_hidden_layer_that_is_an_output_too_is_never_pruned() -> None:
+    graph = Graph(two_linears(), lambda m, x: (m.a(x), m.b(torch.relu(x))), (5, 9), [])
+    assert dynprune.accelerate(graph.build(), torch.randn(5, 9)).groups == {}
+
+
+def test_explain_names_what_reads_at_full_width() -> None:
+    graph = mixed(nn.Softmax(1))
+    text = dynprune.accelerate(graph.build(), torch.randn(IMAGES)).explain()
+    assert "reads conv1 at full width: call_module op" in text
+
+
+def test_two_models_in_one_process_do_not_meet() -> None:
+    torch.manual_seed(0)
+    first, second = (nn.Sequential(nn.Linear(9, 16), nn.ReLU(), nn.Linear(16, 5)) for _ in range(2))
+    x = torch.randn(4, 9)
+    fasts = [frozen(model, x) for model in (first, second)]
+    force_random_sets(fasts[0], 0.5, 1)
+    for fast, model in zip(fasts, (first, second), strict=True):
+        expect_exact(fast, model, [Reader("2", "0")], x)
