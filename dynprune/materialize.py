@@ -55,6 +55,7 @@ class _Materializer:
         self.modules = dict(program.traced.named_modules())
         self.graph = fx.Graph()
         self.root: dict[str, Any] = {}
+        self.copied: dict[str, str] = {}  # a module taken over as it is -> its name in root
         self.values: dict[fx.Node, fx.Node] = {}
 
     def run(self) -> nn.Module:
@@ -98,21 +99,29 @@ class _Materializer:
         return self._copy(node, expanded)
 
     def _copy(self, node: fx.Node, expanded: dict[fx.Node, fx.Node]) -> fx.Node:
-        if node.op == "call_module":
-            self.root.setdefault(str(node.target), copy.deepcopy(self.modules[str(node.target)]))
+        if node.op == "call_module" and node.target not in self.copied:
+            name = self._free_name(str(node.target))
+            self.root[name] = copy.deepcopy(self.modules[str(node.target)])
+            self.copied[str(node.target)] = name
         elif node.op == "get_attr":
             value: Any = self.program.traced
             for part in str(node.target).split("."):
                 value = getattr(value, part)
             self.root.setdefault(str(node.target), copy.deepcopy(value))
         copied: fx.Node = self.graph.node_copy(node, lambda n: expanded.get(n, self.values[n]))
+        if node.op == "call_module":
+            copied.target = self.copied[str(node.target)]
         return copied
 
-    def _call(self, name: str, module: nn.Module, source: fx.Node) -> fx.Node:
+    def _free_name(self, name: str) -> str:
         unique, count = name, 1
         while unique in self.root:
             count += 1
             unique = f"{name}_{count}"
+        return unique
+
+    def _call(self, name: str, module: nn.Module, source: fx.Node) -> fx.Node:
+        unique = self._free_name(name)
         self.root[unique] = module
         return self.graph.call_module(unique, (source,))
 

@@ -74,7 +74,7 @@ def conv_padding(module: nn.Conv2d) -> list[int] | None:
 
 class _Analyser:
     def __init__(self, traced: fx.GraphModule) -> None:
-        self.modules = dict(traced.named_modules())
+        self.modules = tables.visible_modules(traced)
         self.result = Analysis(traced, self.modules)
         self.layers: dict[fx.Node, nn.Linear | nn.Conv2d] = {}
         self.untouched: dict[str, Layout] = {}  # group -> layout directly at its usage site
@@ -101,6 +101,8 @@ class _Analyser:
         if type(module) not in (nn.Linear, nn.Conv2d) and not _is_ours(module):
             if isinstance(module, (nn.LSTM, nn.GRU, nn.RNN)):
                 self._note(node, f"dense: {type(module).__name__} is not lowered yet")
+            elif type(module) is nn.Module:
+                self._note(node, "dense: it has forward hooks")
             return
         assert isinstance(module, (nn.Linear, nn.Conv2d))
         reason = _why_not(node, module)

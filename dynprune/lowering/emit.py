@@ -132,10 +132,11 @@ def _keep(
     if tables.is_pool(node, modules):
         geometry = tables.max_pool_geometry(node, modules)
         pool: Any = modules[str(node.target)] if node.op == "call_module" else node.target
+        name = f"dynprune_{node.name}"  # apart from the model's own
         holder.add_module(
-            node.name,
+            name,
             PoolUnits(pool, node.args[1:], node.kwargs) if geometry is None else MaxPoolUnits(geometry),
         )
-        return graph.call_module(node.name, (source,))
+        return graph.call_module(name, (source,))
     copied: fx.Node = graph.node_copy(node, lambda n: values[n])
     return copied

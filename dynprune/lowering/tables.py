@@ -73,6 +73,14 @@ _POOL_FUNCTIONS = {
 }  # fmt: skip
 
 
+def visible_modules(traced: fx.GraphModule) -> dict[str, nn.Module]:
+    """Modules by name; one with forward hooks, which a kernel would skip, shows as a bare ``nn.Module``."""
+    return {
+        name: nn.Module() if module._forward_hooks or module._forward_pre_hooks else module
+        for name, module in traced.named_modules()
+    }
+
+
 def find_activation(node: fx.Node, modules: dict[str, nn.Module]) -> Activation | None:
     """The fusable activation a node applies, if it is one."""
     if node.op == "call_module":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import linecache
+import operator
 import traceback
 from typing import Any
 
@@ -70,8 +72,11 @@ def trace(model: nn.Module) -> fx.GraphModule:
             "model of dynprune.nn modules"
         ) from error
     traced = fx.GraphModule(model, graph)
-    modules = dict(traced.named_modules())
+    modules = tables.visible_modules(traced)
     for node in list(graph.nodes):
+        _name_no_input(node)
+        if _is_in_place(node, modules):
+            _read_behind(node)
         identity = (node.op == "call_module" and isinstance(modules[node.target], _IDENTITIES)) or (
             node.op == "call_function" and node.target in _IDENTITY_FUNCTIONS
         )
@@ -88,6 +93,45 @@ def trace(model: nn.Module) -> fx.GraphModule:
     graph.eliminate_dead_code()
     traced.recompile()
     return traced
+
+
+def _name_no_input(node: fx.Node) -> None:
+    """``f(input=x)`` as ``f(x)``, for PyTorch's own functions and modules."""
+    origin = getattr(node.target, "__module__", None) or "torch"
+    known = node.op == "call_module" or (node.op == "call_function" and origin.startswith("torch"))
+    if known and not node.args and "input" in node.kwargs:
+        rest = dict(node.kwargs)
+        node.args = (rest.pop("input"),)
+        node.kwargs = rest
+
+
+def _is_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node changes its first argument."""
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "inplace", False))
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    if node.op != "call_function":
+        return False
+    name = getattr(node.target, "__name__", "")
+    if name.endswith("_") or (name.startswith("i") and getattr(operator, name, None) is node.target):
+        return name not in ("is_", "invert", "index", "indexOf", "itemgetter")
+    try:
+        given = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    return given.arguments.get("inplace") is True
+
+
+def _read_behind(node: fx.Node) -> None:
+    """Let what reads the tensor that ``node`` changed, later, read it from ``node``."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    for user in list(source.users):
+        if node < user:
+            user.replace_input_with(source, node)
 
 
 def _activate_before_pool(pool: fx.Node, modules: dict[str, nn.Module]) -> None:

@@ -45,10 +45,7 @@ def _linear_fake(
     bias: Tensor | None = None,
     *,
     indices: Tensor | None = None,
-    input_indices: Tensor | None = None,
-    activation: str = "none",
-    slope: float = 0.01,
-    usage: Tensor | None = None,
+    **options: object,
 ) -> Tensor:
     return input.new_empty((*input.shape[:-1], _units(weight, 3, bias, indices)))
 
@@ -64,10 +61,7 @@ def _conv2d_fake(
     groups: int = 1,
     *,
     indices: Tensor | None = None,
-    input_indices: Tensor | None = None,
-    activation: str = "none",
-    slope: float = 0.01,
-    usage: Tensor | None = None,
+    **options: object,
 ) -> Tensor:
     kernel = weight.shape[1:3] if weight.dim() == 5 else weight.shape[2:4]
     size = [
@@ -78,13 +72,5 @@ def _conv2d_fake(
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
 
 
-@torch.library.register_fake("dynprune::max_pool2d", lib=_library)  # type: ignore[untyped-decorator]
-def _max_pool2d_fake(
-    input: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
-    ceil_mode: bool = False,
-) -> Tensor:
-    return reference.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+# The reference is made of ops that have fakes of their own.
+torch.library.register_fake("dynprune::max_pool2d", reference.max_pool2d, lib=_library)

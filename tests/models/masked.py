@@ -42,7 +42,11 @@ class Reader:
 
 
 def masked_dense(
-    model: nn.Module, fast: AcceleratedModel, readers: Iterable[Reader], *inputs: Tensor, compensate: bool = True
+    model: nn.Module,
+    fast: AcceleratedModel,
+    readers: Iterable[Reader],
+    *inputs: Tensor,
+    compensate: bool = True,
 ) -> Tensor:
     """Run ``model`` in float64 with the choice and the constants of ``fast`` (or zeros) in place."""
     dense = copy.deepcopy(model).double().eval()

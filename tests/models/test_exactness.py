@@ -30,7 +30,9 @@ def frozen(model: nn.Module, *x: Tensor) -> dynprune.AcceleratedModel:
     return fast
 
 
-def expect_exact(fast: dynprune.AcceleratedModel, model: nn.Module, readers: list[Reader], *x: Tensor) -> None:
+def expect_exact(
+    fast: dynprune.AcceleratedModel, model: nn.Module, readers: list[Reader], *x: Tensor
+) -> None:
     expected = masked_dense(model, fast, readers, *x)
     assert relative_error(fast(*x), expected) <= TOLERANCE
     assert relative_error(fast.materialize()(*x), expected) <= TOLERANCE
@@ -98,9 +100,7 @@ def test_rectangular_kernel() -> None:
 def test_linear_on_leading_dimensions(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 20), nn.GELU(), nn.Linear(20, 3))
-    fast = dynprune.accelerate(model, torch.randn(4, *shape[1:-1], 10) if shape[-2] else torch.randn(3, 2, 10))
-    fast.calibrate(torch.randn(8, 2, 10) if len(shape) == 3 else torch.randn(8, *shape[1:]))
-    fast.freeze()
+    fast = frozen(model, torch.randn([4, *(size or 2 for size in shape[1:])]))
     force_random_sets(fast, 0.4, 1)
     expect_exact(fast, model, [Reader("2", "0")], torch.randn(shape))
 
@@ -115,7 +115,8 @@ def test_other_batch_sizes(rows: int, share: float) -> None:
     )  # fmt: skip
     fast = frozen(model, torch.randn(3, 1, 8, 8))
     force_random_sets(fast, share, 2)
-    expect_exact(fast, model.eval(), [Reader("4", "0", pixels=9), Reader("8", "5")], torch.randn(rows, 1, 8, 8))
+    readers = [Reader("4", "0", pixels=9), Reader("8", "5")]
+    expect_exact(fast, model.eval(), readers, torch.randn(rows, 1, 8, 8))
 
 
 @pytest.mark.parametrize("size", [(3, 3), (5, 31), (40, 9)], ids=str)

@@ -24,6 +24,8 @@ CORE = [
     "test_conv2d.py::test_border_table",
     "test_conv2d.py::test_index_lists",
     "test_pack.py::test_index_lists_and_scale",
+    "test_max_pool2d.py::test_equals_reference",
+    "test_max_pool2d.py::test_nan_wins_and_infinity_stays",
     "test_epilogue.py",
 ]
 
@@ -43,6 +45,17 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.skipif(native is None, reason="dynprune._C is not there")
 def test_selected() -> None:
     assert native.isa() == os.environ.get("DYNPRUNE_CPU_ISA", BEST)
+
+
+@pytest.mark.skipif(native is None, reason="dynprune._C is not there")
+@pytest.mark.skipif(not torch.backends.openmp.is_available(), reason="torch has no OpenMP")
+def test_kernels_run_on_torchs_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert native.threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.skipif(native is None, reason="dynprune._C is not there")
