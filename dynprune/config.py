@@ -65,10 +65,14 @@ class Config:
             if not condition:
                 raise ValueError(f"Config: expected {name} {expected}, got {getattr(self, name)!r}")
 
-        for name in ("prune_threshold", "reactivate_threshold"):
+        def number(name: str) -> float:
+            """The value, or NaN, which is in no range, if it is no number."""
             value = getattr(self, name)
+            return value if isinstance(value, (int, float)) else math.nan
+
+        for name in ("prune_threshold", "reactivate_threshold"):
             expect(
-                isinstance(value, (int, float)) and math.isfinite(value) and value >= 0,
+                math.isfinite(number(name)) and number(name) >= 0,
                 name,
                 "a finite number of at least 0",
             )
@@ -78,7 +82,7 @@ class Config:
             f"at most reactivate_threshold ({self.reactivate_threshold!r})",
         )
         expect(
-            callable(self.criterion) or self.criterion in CRITERIA,
+            callable(self.criterion) or self.criterion in list(CRITERIA),
             "criterion",
             f"one of {', '.join(sorted(CRITERIA))} or a callable",
         )
@@ -86,10 +90,10 @@ class Config:
             value = getattr(self, name)
             expect(isinstance(value, int) and value >= 1, name, "a whole number of at least 1")
         expect(isinstance(self.dwell, int) and self.dwell >= 0, "dwell", "a whole number of batches")
-        expect(0 < self.max_flips <= 1, "max_flips", "in (0, 1]")
-        expect(self.drift_threshold > 1, "drift_threshold", "above 1")
+        expect(0 < number("max_flips") <= 1, "max_flips", "in (0, 1]")
+        expect(number("drift_threshold") > 1, "drift_threshold", "above 1")
         expect(
-            self.max_divergence is None or 0 < self.max_divergence < 1,
+            self.max_divergence is None or 0 < number("max_divergence") < 1,
             "max_divergence",
             "None or in (0, 1)",
         )

@@ -62,7 +62,7 @@ class _Materializer:
         for node in self.program.traced.graph.nodes:
             self.values[node] = self._node(node)
         self.graph.lint()
-        return fx.GraphModule(self.root, self.graph, "CompactModel").eval()
+        return fx.GraphModule(self.root, self.graph, "CompactModel").eval().requires_grad_(False)
 
     def _kept(self, group: str) -> Tensor:
         """Units the plain module has ``[n]``: the active ones; PyTorch wants one at least."""
@@ -188,7 +188,7 @@ def _filled(module: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.M
         module.weight.copy_(weight)
         assert module.bias is not None
         module.bias.copy_(bias)
-    return module.requires_grad_(False)
+    return module
 
 
 def _compact_norm(site: NormSite, kept: Tensor) -> nn.Module:
@@ -201,7 +201,7 @@ def _compact_norm(site: NormSite, kept: Tensor) -> nn.Module:
         if entry.weight is not None and entry.bias is not None:
             new.weight.copy_(entry.weight)
             new.bias.copy_(entry.bias)
-    return new.requires_grad_(False)
+    return new
 
 
 def materialize(program: Program, plan: Plan, *, compensate: bool) -> nn.Module:

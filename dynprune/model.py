@@ -64,7 +64,8 @@ def accelerate(model: nn.Module, example_inputs: Any, config: Config | None = No
         dense, args = copy.deepcopy(model).eval().to(config.dtype), _cast(args, config.dtype)
     traced = trace(dense)
     with torch.inference_mode(False), torch.no_grad():
-        expected = annotate_shapes(traced, args)
+        annotate_shapes(traced, args)
+        expected = dense(*args)
         program = emit(analyse(traced))
         accelerated = AcceleratedModel(model, program, config)
         accelerated._check(args, expected)
@@ -162,8 +163,7 @@ class AcceleratedModel(nn.Module):
 
     def _serve(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         controller = self._controller
-        if self._read_versions() != self._versions:
-            self._reload()
+        self._follow_weights()
         plan = controller.plan
         rows = _batch_size((args, kwargs)) or 0
         if controller.frozen:
@@ -228,8 +228,8 @@ class AcceleratedModel(nn.Module):
         rows = _batch_size(args)
         if not rows or _batch_size(expected) != rows:
             return
-        # Twice the rows, the second half different: if the first half's outputs stay, rows do not
-        # look at each other, and canary rows may run apart from the rest of their batch.
+        # Twice the rows, the second half different, also from an example of equal rows: if the first
+        # half's outputs stay, rows do not look at each other, and canary rows may run on their own.
         leaves = pytree.tree_leaves(expected)
         if not all(isinstance(v, Tensor) and v.dim() > 0 and v.shape[0] == rows for v in leaves):
             return
@@ -237,8 +237,10 @@ class AcceleratedModel(nn.Module):
         def double(t: Tensor) -> Tensor:
             if t.dim() == 0 or t.shape[0] != rows:
                 return t
-            other = t * 0.5 if t.is_floating_point() else t.roll(1, 0)
-            return torch.cat([t, other])
+            if not t.is_floating_point():
+                return torch.cat([t, t.roll(1, 0)])
+            noise = torch.rand(t.shape, generator=torch.Generator().manual_seed(0), dtype=t.dtype)
+            return torch.cat([t, t * 0.5 + noise])
 
         try:
             twice = self._run(plan, None, *pytree.tree_map_only(Tensor, double, args))
@@ -255,8 +257,10 @@ class AcceleratedModel(nn.Module):
             total += tensor._version
         return total
 
-    def _reload(self) -> None:
-        """The dense weights were changed in place: pack them anew."""
+    def _follow_weights(self) -> None:
+        """Pack the dense weights anew if they were changed in place."""
+        if self._read_versions() == self._versions:
+            return
         with self._controller.lock:
             versions = self._read_versions()
             if versions != self._versions:
@@ -293,6 +297,9 @@ class AcceleratedModel(nn.Module):
             raise ValueError("calibrate: expected a model that is not frozen, got a frozen one")
         if isinstance(batches, Tensor):
             batches = [batches]
+        if not isinstance(batches, Iterable):
+            raise ValueError(f"calibrate: expected an iterable of batches, got {type(batches).__name__}")
+        self._follow_weights()
         statistics = Statistics(self._program, self.config.window)
         with torch.inference_mode(False), torch.no_grad():
             for batch in batches:

@@ -26,7 +26,6 @@ from dynprune.plan.build import PlanBuilder
 from dynprune.plan.plan import Plan
 from dynprune.plan.record import Record
 
-
 # Batches between two whose live usage is summed: sums cost a few percent of a convolution.
 _LIVE_INTERVAL = 2
 
@@ -108,6 +107,7 @@ class Controller:
         self._fresh_rows = 0  # dense rows since the last decision
         self._constants = {n: torch.zeros_like(m) for n, m in self.statistics.constants().items()}
         self.load_weights()
+        self.plan = self.dense_plan
 
     def _all_active(self) -> dict[str, policy.GroupState]:
         return {
@@ -120,17 +120,14 @@ class Controller:
             masks = {n: torch.ones(g.units, dtype=torch.bool) for n, g in self.program.groups.items()}
             self.reader_norms = {name: self._reader_norms(name) for name in self.program.groups}
             self.dense_plan = self.builder.build(masks, self._constants)
-            self.plan = self.dense_plan
 
     def reload_weights(self) -> None:
         """The dense weights were changed in place: pack them anew, and observe anew unless frozen."""
         with self.lock, torch.inference_mode(False), torch.no_grad():
-            serial = self.plan.serial
             self.load_weights()
-            self.plan = dataclasses.replace(self.plan, serial=serial + 1)
             if not self.frozen:
                 self.reactivate_all()
-            self.publish()
+            self.publish(previous=self.dense_plan)
 
     def _reader_norms(self, name: str) -> list[Tensor]:
         group, norms = self.program.groups[name], []
@@ -225,7 +222,7 @@ class Controller:
             if not isinstance(score, Tensor) or score.shape != (group.units,):
                 got = list(score.shape) if isinstance(score, Tensor) else type(score).__name__
                 raise ValueError(f"criterion: expected scores [{group.units}] of {name}, got {got}")
-            result[name] = score.double()
+            result[name] = torch.where(view.usage.count > 0, score.double(), float("nan"))
         return result
 
     def _rules(self, settle: bool) -> policy.Rules:
@@ -304,20 +301,28 @@ class Controller:
             return dict(self._constants)
         return self.statistics.constants()
 
-    def publish(self) -> None:
-        """Build the plan of the current choice and put it in place by one assignment."""
+    def publish(self, previous: Plan | None = None) -> None:
+        """Build the plan of the current choice and put it in place by one assignment.
+
+        Entries are shared with ``previous``, the published plan if None.
+        """
         active, constants = self.active(), self.constants()
         if all(bool(mask.all()) for mask in active.values()):
-            plan: Plan = dataclasses.replace(
-                self.dense_plan, constants=constants, serial=self.plan.serial + 1
-            )
+            plan = dataclasses.replace(self.dense_plan, constants=constants)
         else:
-            plan = self.builder.build(active, constants, self.plan)
-        self.plan = plan
-        self._constants = constants
+            plan = self.builder.build(active, constants, previous or self.plan)
+        plan = dataclasses.replace(plan, serial=self.plan.serial + 1)
+        before = self.plan, self._constants
+        self.plan, self._constants = plan, constants
         self.drift.reset()
-        for callback in list(self.callbacks):
-            callback({name: mask.clone() for name, mask in plan.active.items()})
+        try:
+            for callback in list(self.callbacks):
+                callback({name: mask.clone() for name, mask in plan.active.items()})
+        except BaseException:
+            # A failed call leaves the model as it was; the serial is used up.
+            self.plan = dataclasses.replace(before[0], serial=plan.serial + 1)
+            self._constants = before[1]
+            raise
 
     def force(self, name: str, mask: Tensor | None) -> None:
         """Force a group's set, or (None) give it back to the policy; publishes."""

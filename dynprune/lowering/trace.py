@@ -165,18 +165,16 @@ class _Shapes(fx.Interpreter):
         return value
 
 
-def annotate_shapes(traced: fx.GraphModule, args: tuple[Any, ...]) -> Any:
+def annotate_shapes(traced: fx.GraphModule, args: tuple[Any, ...]) -> None:
     """Run the example once, and note the shape of every tensor in ``node.meta["shape"]``.
-
-    Returns:
-        The output of the model.
 
     Raises:
         ValueError: the model does not accept the example.
     """
     try:
         with torch.no_grad():
-            return _Shapes(traced).run(*args)
+            inspect.signature(traced.forward).bind(*args)  # the interpreter drops what is too many
+            _Shapes(traced).run(*args)
     except Exception as error:
         raise ValueError(
             "accelerate: expected example_inputs that the model accepts, got "

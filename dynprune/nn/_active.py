@@ -39,12 +39,11 @@ class ActiveUnits:
 
     def run(self, owner: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
         """The layer on its active units, at full width."""
-        weight, bias = owner.weight, owner.bias
-        state = (
-            weight.data_ptr(),
-            None if weight.is_inference() else weight._version,
-            None if bias is None or bias.is_inference() else bias._version,
-        )
+        state = [
+            (t.data_ptr(), None if t.is_inference() else t._version)
+            for t in (owner.weight, owner.bias)
+            if t is not None
+        ]
         built = self._built
         if built is None or built[0] != state:
             site = LayerSite("", owner, Activation())

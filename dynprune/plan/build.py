@@ -229,8 +229,7 @@ class PlanBuilder:
                     entry = old
                 entries.append(entry)
                 keys.append(key)
-        serial = 0 if previous is None else previous.serial + 1
-        return Plan(tuple(entries), dict(active), dict(constants), tuple(keys), serial)
+        return Plan(tuple(entries), dict(active), dict(constants), tuple(keys))
 
     def _input_layout(self, index: int) -> tuple[Layout | None, int | None]:
         site = self.program.sites[index]

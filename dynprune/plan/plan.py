@@ -26,7 +26,7 @@ class Plan:
     active: Mapping[str, Tensor]
     constants: Mapping[str, Tensor]
     keys: tuple[tuple[Hashable, ...], ...]
-    serial: int
+    serial: int = 0
 
     @property
     def dense(self) -> bool:

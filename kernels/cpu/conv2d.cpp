@@ -74,7 +74,7 @@ Window window_of(const Conv2dParams& p, const float* image, int64_t first, int64
   return {buffer, row_floats, p.channels};
 }
 
-// product[pixels, kPanel] for pixels [pixel, pixel + pixels) of a block and one panel of weights, row by row.
+// product[pixels, width] for pixels [pixel, pixel + pixels) of a block and one panel of weights, row by row.
 void multiply(const Conv2dParams& p, const Window& window, const float* panel, int64_t width, int64_t pixel,
               int64_t pixels, float* product) {
   Taps taps{};
@@ -88,8 +88,8 @@ void multiply(const Conv2dParams& p, const Window& window, const float* panel, i
     const int64_t row = pixel / p.w.out, column = pixel % p.w.out;
     const int64_t run = min_of(pixels, p.w.out - column);
     taps.input = window.data + row * p.h.stride * window.row_stride + column * taps.pixel_stride;
-    multiply_run(run, taps, panel, width, product, kPanel);
-    product += run * kPanel;
+    multiply_run(run, taps, panel, width, product, width);
+    product += run * width;
     pixel += run;
     pixels -= run;
   }
@@ -124,7 +124,7 @@ void conv2d_range(const Conv2dParams& p, double* usage, int64_t begin, int64_t e
         multiply(p, window, p.weight + unit * depth, width, pixel, pixels, product);
         EpilogueTile t{};
         t.product = product;
-        t.product_stride = kPanel;
+        t.product_stride = width;
         t.rows = pixels;
         t.units = units;
         t.bias = p.bias == nullptr ? nullptr : p.bias + unit;
