@@ -38,6 +38,7 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.plot $$(ls -t benchmarks/results/*.json | head -n 1)
 
 clean:
 	rm -rf build $(VENV) dynprune/_C*.so *.egg-info

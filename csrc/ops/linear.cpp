@@ -53,6 +53,15 @@ Operands resolve(const at::Tensor& input, const at::Tensor& weight, const std::o
   return {packed, chosen, width != depth, indices.has_value() ? indices->numel() : weight.size(0)};
 }
 
+// Full tiles, or smaller ones where threads would be idle.
+int64_t row_tile(int64_t rows, int64_t panels) {
+  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  const int64_t tiles = (rows + kRowTile - 1) / kRowTile;
+  if (panels == 0 || tiles * panels >= threads) return kRowTile;
+  const int64_t wanted = (threads + panels - 1) / panels;
+  return std::clamp<int64_t>((rows + wanted - 1) / wanted, 8, kRowTile);
+}
+
 }  // namespace
 
 at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
@@ -82,6 +91,7 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::
   p.rows = c10::multiply_integers(input.sizes().begin(), input.sizes().end() - 1);
   p.depth = operands.weight.size(1);
   p.units = operands.units;
+  p.row_tile = row_tile(p.rows, panel_count(p.units));
   p.activation = spec;
   run_tasks(linear_tasks(p), p.rows * p.depth * p.units, p.units, usage,
             [&](double* sums, int64_t begin, int64_t end) { kernels().linear(p, sums, begin, end); });

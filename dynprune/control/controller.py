@@ -26,8 +26,9 @@ from dynprune.plan.build import PlanBuilder
 from dynprune.plan.plan import Plan
 from dynprune.plan.record import Record
 
-# Batches between two whose live usage is summed: sums cost a few percent of a convolution.
-_LIVE_INTERVAL = 2
+# Once the drift detector knows its band it looks at one batch in so many: usage sums cost a few
+# percent of a convolution, and an alarm two batches earlier is not worth them on all the others.
+_LIVE_INTERVAL = 4
 
 
 @dataclasses.dataclass
@@ -156,9 +157,9 @@ class Controller:
         return self._window == (window, position)
 
     def wants_usage(self, ticket: int) -> bool:
-        """Whether the live usage of this batch feeds the drift detector: every other one does."""
+        """Whether the live usage of this batch feeds the drift detector."""
         watching = not self.observing and self.config.drift_threshold < math.inf
-        return watching and ticket % _LIVE_INTERVAL == 0
+        return watching and (not self.drift.warm or ticket % _LIVE_INTERVAL == 0)
 
     def canary_rows(self, ticket: int, rows: int) -> Tensor:
         """The rows ``[n]`` of a batch that run dense, increasing."""

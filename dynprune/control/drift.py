@@ -31,6 +31,11 @@ class DriftDetector:
         self.threshold = threshold
         self.reset()
 
+    @property
+    def warm(self) -> bool:
+        """Whether the band is known and blocks are compared with it."""
+        return self._blocks >= _WARM_BLOCKS
+
     def reset(self) -> None:
         """Forget the band: another plan serves, and the units see other inputs."""
         self._sums: Tensor | None = None

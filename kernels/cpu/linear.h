@@ -13,12 +13,13 @@ struct LinearParams {
   const float* bias;             // [units]; nullptr: none
   float* output;                 // [rows, units], tight; aliases nothing
   int64_t rows, depth, units;
+  int64_t row_tile;  // rows per task, at most kRowTile
   ActivationSpec activation;
 };
 
 // A task is one row tile times one panel; tasks of one row tile are neighbours, so that a range gathers a tile once.
 static inline int64_t linear_tasks(const LinearParams& p) {
-  return (p.rows + kRowTile - 1) / kRowTile * panel_count(p.units);
+  return (p.rows + p.row_tile - 1) / p.row_tile * panel_count(p.units);
 }
 
 }  // namespace dynprune

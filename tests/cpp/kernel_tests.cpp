@@ -158,6 +158,7 @@ void test_linear(const dynprune::Kernels& kernels, const LinearShape& s) {
     }
   }
   dynprune::LinearParams p{};
+  p.row_tile = s.rows > 8 ? dynprune::kRowTile : 8;
   p.input = input.data();
   p.input_stride = s.input_stride;
   p.input_indices = s.gather ? indices.data() : nullptr;

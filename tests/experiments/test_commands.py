@@ -157,8 +157,8 @@ def test_results(finished: tuple[Path, str]) -> None:
     assert {"config", "machine", "versions", "protocol", "training"} <= set(results)
     assert list(results["runs"]) == ["contribution", "mean_abs", "contribution 0,1"]
     narrow = results["runs"]["contribution 0,1"]
-    assert [narrow["prune_threshold"], narrow["reactivate_threshold"]] == [0.4, 0.6]
-    assert list(narrow["return"]) == ["0.4/0.6", "0.05/0.1"]
+    assert [narrow["prune_threshold"], narrow["reactivate_threshold"]] == [0.2, 0.3]
+    assert list(narrow["return"]) == ["0.2/0.3", "0.05/0.1"]
     assert results["traffic_mean"]["operations_share"] == narrow["operations_share"]
 
 
@@ -196,6 +196,6 @@ def test_output(finished: tuple[Path, str]) -> None:
     assert "no network in tests" in " ".join(output.split())
     assert all(len(line) <= TABLE_WIDTH for line in output.splitlines())
     assert "…" not in output
-    for text in ("dense, all classes", "mean_abs 0.05/0.1", "dense, 0,1", "contribution 0.4/0.6"):
+    for text in ("dense, all classes", "mean_abs 0.05/0.1", "dense, 0,1", "contribution 0.2/0.3"):
         assert text in output
     assert output.splitlines()[-1] == f"written: {folder / 'results.json'}"
