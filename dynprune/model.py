@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -25,6 +26,8 @@ from dynprune.plan.plan import Plan
 from dynprune.plan.record import Record
 
 _ROW_TOLERANCE = 1e-4
+# Images larger than this between two layers of a slice fall out of the cache before they are read.
+_SLICE_BYTES = 3 * 2**20
 
 
 def accelerate(model: nn.Module, example_inputs: Any, config: Config | None = None) -> AcceleratedModel:
@@ -94,6 +97,15 @@ def _take_rows(values: Any, index: Tensor, rows: int) -> Any:
     return pytree.tree_map_only(Tensor, take, values)
 
 
+def _slice_rows(values: Any, first: int, last: int, rows: int) -> Any:
+    """The rows [first, last) of every tensor whose dimension 0 is the batch, without a copy."""
+
+    def cut(t: Tensor) -> Tensor:
+        return t[first:last] if t.dim() > 0 and t.shape[0] == rows else t
+
+    return pytree.tree_map_only(Tensor, cut, values)
+
+
 def _put_rows(parts: list[tuple[Any, Tensor]], rows: int) -> Any:
     """One structure of ``rows`` rows from parts with the indices of their rows."""
     leaves = [pytree.tree_flatten(part) for part, _ in parts]
@@ -129,6 +141,7 @@ class AcceleratedModel(nn.Module):
         self.__dict__["_original"] = original
         self.dense = program.traced
         self._row_wise = False
+        self._slice_rows = 0  # rows that run at once; 0: all of them
         tensors = itertools.chain(program.traced.parameters(), program.traced.buffers())
         self._tracked = [t for t in tensors if not t.is_inference()]
         self._versions = self._read_versions()
@@ -168,7 +181,7 @@ class AcceleratedModel(nn.Module):
         rows = _batch_size((args, kwargs)) or 0
         if controller.frozen:
             record = Record(usage=False)
-            output = self._run(plan, record, *args, **kwargs)
+            output = self._run_rows(plan, record, args, kwargs, rows)
             controller.report(Seen(rows, plan.serial, live=(record, rows)))
             return output
         ticket = next(controller.tickets)
@@ -176,14 +189,28 @@ class AcceleratedModel(nn.Module):
             return self._serve_dense(plan, args, kwargs, Seen(rows, plan.serial))
         if rows == 0 or not controller.is_canary(ticket):
             record = Record(usage=controller.wants_usage(ticket))
-            output = self._run(plan, record, *args, **kwargs)
+            output = self._run_rows(plan, record, args, kwargs, rows)
             controller.report(Seen(rows, plan.serial, live=(record, rows)))
             return output
         return self._serve_canary(plan, ticket, args, kwargs, rows)
 
+    def _run_rows(self, plan: Plan, record: Record, args: Any, kwargs: Any, rows: int) -> Any:
+        """The program on a batch of ``rows``, in slices whose images stay in the cache."""
+        slices = round(rows / self._slice_rows) if self._slice_rows else 1
+        if slices < 2:
+            return self._run(plan, record, *args, **kwargs)
+        parts = []
+        for i in range(slices):
+            first, last = i * rows // slices, (i + 1) * rows // slices
+            some = _slice_rows((args, kwargs), first, last, rows)
+            parts.append(self._run(plan, record, *some[0], **some[1]))
+        leaves = [pytree.tree_flatten(part) for part in parts]
+        whole = [torch.cat(column) for column in zip(*(flat for flat, _ in leaves), strict=True)]
+        return pytree.tree_unflatten(whole, leaves[0][1])
+
     def _serve_dense(self, plan: Plan, args: Any, kwargs: Any, seen: Seen) -> Any:
         record = Record(usage=True, reads=True)
-        output = self._run(plan, record, *args, **kwargs)
+        output = self._run_rows(plan, record, args, kwargs, seen.rows)
         seen.dense = (record, seen.rows)
         self._controller.report(seen)
         return output
@@ -204,7 +231,7 @@ class AcceleratedModel(nn.Module):
         dense_args = _take_rows((args, kwargs), chosen, rows) if split else (args, kwargs)
         dense = self._run(controller.dense_plan, dense_record, *dense_args[0], **dense_args[1])
         live_args = (args, kwargs) if guarded else _take_rows((args, kwargs), others, rows)
-        live = self._run(plan, live_record, *live_args[0], **live_args[1])
+        live = self._run_rows(plan, live_record, live_args[0], live_args[1], len(others))
         seen.dense, seen.live = (dense_record, len(chosen)), (live_record, len(others))
         if guarded:
             pruned = _take_rows(live, chosen, rows) if split else live
@@ -250,6 +277,10 @@ class AcceleratedModel(nn.Module):
             return
         first = _take_rows(twice, torch.arange(rows), 2 * rows)
         self._row_wise = _close(first, got, _ROW_TOLERANCE)
+        if self._row_wise:
+            images = [n.meta.get("shape") for n in self._program.traced.graph.nodes]
+            sizes = [4 * math.prod(s[1:]) for s in images if s is not None and len(s) == 4]
+            self._slice_rows = max(8, _SLICE_BYTES // max(sizes)) if sizes else 0
 
     def _read_versions(self) -> int:
         total = 0

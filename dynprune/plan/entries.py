@@ -29,7 +29,7 @@ def _read(record: Record | None, index: int | None, x: Tensor, layout: Layout | 
         dim = layout.dim
     others = [d for d in range(x.dim()) if d != dim]
     sums = x.sum(others).double() if others else x.double()
-    record.reads[index] = (sums, x.numel() // max(1, x.shape[dim]))
+    record.add_read(index, sums, x.numel() // max(1, x.shape[dim]))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class LinearEntry:
         if record is None:
             return self.op(x, self.weight, self.bias, activation=self.activation, slope=self.slope)
         _read(record, self.read, x, self.read_layout)
-        usage = record.new_usage(self.group, self.bias.shape[0])
+        usage = record.usage_of(self.group, self.bias.shape[0])
         y = self.op(x, self.weight, self.bias, activation=self.activation, slope=self.slope, usage=usage)
         rows = 1
         for size in x.shape[:-1]:
@@ -85,7 +85,7 @@ class Conv2dEntry:
         usage = None
         if record is not None:
             _read(record, self.read, x, self.read_layout)
-            usage = record.new_usage(self.group, self.bias.shape[-1])
+            usage = record.usage_of(self.group, self.bias.shape[-1])
         y = self.op(
             x,
             self.weight,
@@ -134,7 +134,9 @@ class ActivationEntry:
         """Run on ``x``."""
         y = reference.activate(x, self.activation, self.slope)
         if record is not None and record.want_usage:
-            record.usage[self.group] = reference.usage_sums(y, self.layout.dim)
+            buffer = record.usage_of(self.group, y.shape[self.layout.dim])
+            assert buffer is not None
+            buffer += reference.usage_sums(y, self.layout.dim)
         return y
 
 

@@ -9,7 +9,7 @@ from dynprune.ops.reference import USAGE_ROWS
 
 
 class Record:
-    """Filled by the entries of a plan during one forward, by one thread.
+    """Filled by the entries of a plan during one forward, by one thread; slices of a batch add up.
 
     Args:
         usage: whether to sum the usage of the units that are computed.
@@ -26,10 +26,17 @@ class Record:
         self.operations = 0
         self.dense_operations = 0
 
-    def new_usage(self, group: str | None, active: int) -> Tensor | None:
-        """A zeroed buffer for a kernel to add to, if the usage of this group is wanted."""
+    def usage_of(self, group: str | None, active: int) -> Tensor | None:
+        """The buffer for a kernel to add to, if the usage of this group is wanted."""
         if not self.want_usage or group is None:
             return None
-        buffer = torch.zeros(USAGE_ROWS, active, dtype=torch.float64)
-        self.usage[group] = buffer
-        return buffer
+        if group not in self.usage:
+            self.usage[group] = torch.zeros(USAGE_ROWS, active, dtype=torch.float64)
+        return self.usage[group]
+
+    def add_read(self, index: int, sums: Tensor, positions: int) -> None:
+        """Add sums ``[units]`` (float64) over ``positions`` values each at a read point."""
+        if index in self.reads:
+            before, count = self.reads[index]
+            sums, positions = sums + before, positions + count
+        self.reads[index] = (sums, positions)
