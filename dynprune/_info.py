@@ -26,7 +26,10 @@ def info() -> dict[str, Any]:
         backends["cpu"] = {"available": False, "reason": _native.failure or "not compiled"}
     else:
         product = "brgemm" if native.has_brgemm() else "BLAS"
-        reason = f"{native.isa()} kernels on {product}, built for torch {native.TORCH_VERSION}"
+        reason = (
+            f"{native.isa()} kernels on {product}, {native.threads()} thread(s), "
+            f"built for torch {native.TORCH_VERSION}"
+        )
         backends["cpu"] = {"available": True, "reason": reason}
     for name in ("cuda", "triton"):
         backends[name] = {"available": False, "reason": "this version has kernels for the CPU only"}

@@ -106,20 +106,23 @@ def _slice_rows(values: Any, first: int, last: int, rows: int) -> Any:
     return pytree.tree_map_only(Tensor, cut, values)
 
 
+def _merge(parts: list[Any], join: Callable[[tuple[Tensor, ...]], Tensor]) -> Any:
+    """One structure from several alike, whose leaves are tensors, leaf by leaf."""
+    leaves = [pytree.tree_flatten(part) for part in parts]
+    merged = [join(column) for column in zip(*(flat for flat, _ in leaves), strict=True)]
+    return pytree.tree_unflatten(merged, leaves[0][1])
+
+
 def _put_rows(parts: list[tuple[Any, Tensor]], rows: int) -> Any:
     """One structure of ``rows`` rows from parts with the indices of their rows."""
-    leaves = [pytree.tree_flatten(part) for part, _ in parts]
-    merged = []
-    for column in zip(*(flat for flat, _ in leaves), strict=True):
-        first = column[0]
-        if isinstance(first, Tensor):
-            out = first.new_empty((rows, *first.shape[1:]))
-            for value, (_, index) in zip(column, parts, strict=True):
-                out.index_copy_(0, index, value)
-            merged.append(out)
-        else:
-            merged.append(first)
-    return pytree.tree_unflatten(merged, leaves[0][1])
+
+    def join(column: tuple[Tensor, ...]) -> Tensor:
+        out = column[0].new_empty((rows, *column[0].shape[1:]))
+        for value, (_, index) in zip(column, parts, strict=True):
+            out.index_copy_(0, index, value)
+        return out
+
+    return _merge([part for part, _ in parts], join)
 
 
 class AcceleratedModel(nn.Module):
@@ -204,9 +207,7 @@ class AcceleratedModel(nn.Module):
             first, last = i * rows // slices, (i + 1) * rows // slices
             some = _slice_rows((args, kwargs), first, last, rows)
             parts.append(self._run(plan, record, *some[0], **some[1]))
-        leaves = [pytree.tree_flatten(part) for part in parts]
-        whole = [torch.cat(column) for column in zip(*(flat for flat, _ in leaves), strict=True)]
-        return pytree.tree_unflatten(whole, leaves[0][1])
+        return _merge(parts, torch.cat)
 
     def _serve_dense(self, plan: Plan, args: Any, kwargs: Any, seen: Seen) -> Any:
         record = Record(usage=True, reads=True)
