@@ -154,7 +154,7 @@ at::Tensor conv2d(const at::Tensor& input, const at::Tensor& weight, const std::
   p.channels = operands.weight.size(3);
   p.units = operands.units;
   p.activation = spec;
-  p.block_rows = kernels().conv2d_block_rows(p, at::get_num_threads());
+  kernels().conv2d_plan(p, at::get_num_threads());
   const int64_t work = p.batch * p.h.out * p.w.out * p.units * p.channels * p.h.kernel * p.w.kernel;
   run_tasks(conv2d_tasks(p), work, p.units, usage,
             [&](double* sums, int64_t begin, int64_t end) { kernels().conv2d(p, sums, begin, end); });

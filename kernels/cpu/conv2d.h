@@ -43,7 +43,9 @@ struct Conv2dParams {
   int64_t batch, channels, units;
   ConvAxis h, w;
   ActivationSpec activation;
-  int64_t block_rows;  // output rows staged at once, see Kernels::conv2d_block_rows
+  // How to go about it, from Kernels::conv2d_plan.
+  int64_t block_rows;  // output rows staged at once: what fits L2, fewer where threads would be idle
+  bool winograd;       // see winograd.h
 };
 
 static inline int64_t conv2d_blocks(const Conv2dParams& p) { return (p.h.out + p.block_rows - 1) / p.block_rows; }

@@ -38,8 +38,9 @@ inline Floats activate(Floats x, Floats slope) {
   return x;
 }
 
-// Sums of one vector of units over the rows of a tile, taken about the first row's values: a unit that is nearly
-// constant keeps its variance, although the sums are float32 until the tile is done.
+// Sums of one vector of units over the rows of a tile, taken about the middle row's values (the first may lie at an
+// image's border): a unit that is nearly constant keeps its variance, although the sums are float32 until the tile is
+// done.
 struct UsageSums {
   Floats shift, magnitude, deviation, square;
 };
@@ -68,16 +69,19 @@ inline void finish_column(const EpilogueTile& t, int64_t column, int64_t lanes, 
   const Floats fixed = kZones ? Floats{} : bias_at(0);
   const float* product = t.product + column;
   float* output = t.output + column;
+  auto row = [&](int64_t r) {
+    return activate<kind>(load(product + r * t.product_stride) + (kZones ? bias_at(t.zone[r]) : fixed), slope);
+  };
   UsageSums sums{};
-  for (int64_t r = 0; r < t.rows; ++r, product += t.product_stride, output += t.output_stride) {
-    const Floats y = activate<kind>(load(product) + (kZones ? bias_at(t.zone[r]) : fixed), slope);
+  if (kUsage) sums.shift = row(t.rows / 2);
+  for (int64_t r = 0; r < t.rows; ++r, output += t.output_stride) {
+    const Floats y = row(r);
     if (kPart) {
       store_part(output, y, lanes);
     } else {
       store(output, y);
     }
     if (kUsage) {
-      if (r == 0) sums.shift = y;
       const Floats d = y - sums.shift;
       sums.magnitude += vabs(y);
       sums.deviation += d;

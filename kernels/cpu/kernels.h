@@ -12,9 +12,8 @@ struct Kernels {
   const char* isa;
   void (*linear)(const LinearParams&, double* usage, int64_t begin, int64_t end);
   void (*conv2d)(const Conv2dParams&, double* usage, int64_t begin, int64_t end);
-  // Output rows to stage at once: as many as keep the staged input in L2, fewer where threads would be idle.
-  // `p.block_rows` is not read.
-  int64_t (*conv2d_block_rows)(Conv2dParams p, int64_t threads);
+  // Fills in the fields of `p` that say how to go about it.
+  void (*conv2d_plan)(Conv2dParams& p, int64_t threads);
   void (*max_pool2d)(const MaxPool2dParams&, int64_t begin, int64_t end);
   void (*pack)(const PackParams&, int64_t begin, int64_t end);
 };
@@ -30,7 +29,7 @@ const Kernels* select_kernels(const char** error);
 namespace DYNPRUNE_ISA {
 void linear_range(const LinearParams&, double*, int64_t, int64_t);
 void conv2d_range(const Conv2dParams&, double*, int64_t, int64_t);
-int64_t conv2d_block_rows(Conv2dParams, int64_t);
+void conv2d_plan(Conv2dParams&, int64_t);
 void max_pool2d_range(const MaxPool2dParams&, int64_t, int64_t);
 void pack_range(const PackParams&, int64_t, int64_t);
 const Kernels* table();

@@ -68,6 +68,12 @@ constexpr int kAccumulators = 3;
 #endif
 constexpr int kMostPixels = 12;
 
+// Pixels of a full tile for a panel of this width.
+constexpr int64_t pixels_per_tile(int64_t width) {
+  const int64_t fit = kAccumulators / ((width + kLanes - 1) / kLanes);
+  return fit < 1 ? 1 : (fit > kMostPixels ? kMostPixels : fit);
+}
+
 template <int kPixels, int kVectors, bool kHalf>
 void product_rest(int64_t pixels, const Taps& t, const float* weight, float* product, int64_t product_stride) {
   if (pixels == kPixels) return product_tile<kPixels, kVectors, kHalf>(t, weight, product, product_stride);
@@ -77,8 +83,7 @@ void product_rest(int64_t pixels, const Taps& t, const float* weight, float* pro
 // A run of pixels in tiles of equal size.
 template <int kVectors, bool kHalf>
 void product_run(int64_t pixels, Taps t, const float* weight, float* product, int64_t product_stride) {
-  constexpr int fit = kAccumulators / (kVectors + kHalf);
-  constexpr int most = fit < 1 ? 1 : (fit > kMostPixels ? kMostPixels : fit);
+  constexpr int most = static_cast<int>(pixels_per_tile((kVectors + kHalf) * kLanes));
   int64_t tiles = (pixels + most - 1) / most;
   for (; tiles > 0; --tiles) {
     const int64_t count = (pixels + tiles - 1) / tiles;

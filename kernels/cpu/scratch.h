@@ -10,6 +10,8 @@
 
 namespace dynprune::DYNPRUNE_ISA {
 
+constexpr int kSlots = 5;
+
 // 64-byte aligned floats that live as long as the thread. Each slot is a buffer of its own.
 inline float* scratch(int slot, int64_t floats) {
   struct Buffer {
@@ -17,7 +19,7 @@ inline float* scratch(int slot, int64_t floats) {
     int64_t size = 0;
     ~Buffer() { std::free(data); }
   };
-  static thread_local Buffer buffers[3];
+  static thread_local Buffer buffers[kSlots];
   Buffer& buffer = buffers[slot];
   if (buffer.size < floats) {
     std::free(buffer.data);

@@ -6,8 +6,8 @@
 namespace dynprune::DYNPRUNE_ISA {
 
 const Kernels* table() {
-  static const Kernels kernels{DYNPRUNE_NAME(DYNPRUNE_ISA), linear_range,     conv2d_range,
-                               conv2d_block_rows,           max_pool2d_range, pack_range};
+  static const Kernels kernels{
+      DYNPRUNE_NAME(DYNPRUNE_ISA), linear_range, conv2d_range, conv2d_plan, max_pool2d_range, pack_range};
   return &kernels;
 }
 

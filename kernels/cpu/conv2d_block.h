@@ -1,0 +1,92 @@
+// What the ways of computing a convolution share: its blocks, the staging of input rows, what comes after the products.
+#pragma once
+
+#include "conv2d.h"
+#include "epilogue.h"
+#include "simd.h"
+
+namespace dynprune::DYNPRUNE_ISA {
+
+inline void copy(float* to, const float* from, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+  if (i < n) store_part(to + i, load_part(from + i, n - i), n - i);
+}
+
+inline void zero(float* to, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, Floats{});
+  if (i < n) store_part(to + i, Floats{}, n - i);
+}
+
+// Columns [first, last) of row `ih` of an image, counted from the left border, to `to` [last - first, channels]; zeros
+// outside the image.
+inline void stage_columns(const Conv2dParams& p, const float* image, int64_t ih, int64_t first, int64_t last,
+                          float* to) {
+  first -= p.w.padding;
+  last -= p.w.padding;
+  const bool outside = ih < 0 || ih >= p.h.in;
+  const int64_t begin = outside ? last : min_of(max_of(first, 0), last), end = max_of(begin, min_of(last, p.w.in));
+  zero(to, (begin - first) * p.channels);
+  to += (begin - first) * p.channels;
+  const float* from = image + ih * p.stride_h + begin * p.stride_w;
+  if (p.input_indices == nullptr && p.stride_c == 1 && p.stride_w == p.channels) {
+    if (end > begin) copy(to, from, (end - begin) * p.channels);
+    to += (end - begin) * p.channels;
+  } else {
+    for (int64_t w = begin; w < end; ++w, from += p.stride_w, to += p.channels) {
+      if (p.input_indices != nullptr) {
+        for (int64_t c = 0; c < p.channels; ++c) to[c] = from[p.input_indices[c] * p.stride_c];
+      } else if (p.stride_c == 1) {
+        copy(to, from, p.channels);
+      } else {
+        for (int64_t c = 0; c < p.channels; ++c) to[c] = from[c * p.stride_c];
+      }
+    }
+  }
+  zero(to, (last - end) * p.channels);
+}
+
+// One task: some output rows of one image.
+struct Block {
+  const float* image;
+  float* output;  // [rows, w.out, units]
+  int64_t first, rows;
+};
+
+inline Block block_of(const Conv2dParams& p, int64_t task) {
+  const int64_t blocks = conv2d_blocks(p), n = task / blocks, first = task % blocks * p.block_rows;
+  return {p.input + n * p.stride_n, p.output + (n * p.h.out + first) * p.w.out * p.units, first,
+          min_of(p.block_rows, p.h.out - first)};
+}
+
+inline bool has_zones(const Conv2dParams& p) { return p.bias != nullptr && zone_count(p.h) * zone_count(p.w) > 1; }
+
+// Row of the bias table for each pixel of a block; nothing if `zone` is nullptr.
+inline void find_zones(const Conv2dParams& p, const Block& block, int32_t* zone) {
+  for (int64_t r = 0; zone != nullptr && r < block.rows; ++r) {
+    const int64_t zone_h = zone_of(p.h, block.first + r) * zone_count(p.w);
+    for (int64_t ow = 0; ow < p.w.out; ++ow) *zone++ = static_cast<int32_t>(zone_h + zone_of(p.w, ow));
+  }
+}
+
+// Pixels [pixel, pixel + pixels) of a block from their products [pixels, padded width] with the panel that starts at
+// `unit`.
+inline void finish(const Conv2dParams& p, const Block& block, const int32_t* zone, int64_t unit, int64_t pixel,
+                   int64_t pixels, const float* product, double* usage) {
+  EpilogueTile t{};
+  t.product = product;
+  t.units = min_of(kPanel, p.units - unit);
+  t.product_stride = padded_units(t.units);
+  t.rows = pixels;
+  t.bias = p.bias == nullptr ? nullptr : p.bias + unit;
+  t.zone = zone == nullptr ? nullptr : zone + pixel;
+  t.bias_stride = p.units;
+  t.output = block.output + pixel * p.units + unit;
+  t.output_stride = p.units;
+  t.usage = usage == nullptr ? nullptr : usage + unit;
+  t.usage_stride = padded_units(p.units);
+  epilogue(t, p.activation);
+}
+
+}  // namespace dynprune::DYNPRUNE_ISA
