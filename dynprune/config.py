@@ -11,6 +11,8 @@ from torch import Tensor
 
 from dynprune.control.criteria import CRITERIA, GroupView
 
+COMPENSATIONS = ("mean", "lstsq", "none")
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -22,7 +24,9 @@ class Config:
         criterion: ``"contribution"`` (relative to the layer's mean, at any scale),
             ``"mean_abs"`` (mean |a|, absolute), or a callable from
             :class:`~dynprune.control.criteria.GroupView` to scores ``[units]``.
-        compensate: whether a pruned unit is replaced by its mean (else by zero).
+        compensation: what stands in for a pruned unit where it is read: ``"mean"``, its mean; ``"lstsq"``,
+            its least-squares prediction from the active units, folded into their weights, so that it
+            costs nothing while serving (but more at each publication, see docs/design.md); ``"none"``, zero.
         canary_interval: one in so many batches carries canary rows.
         canary_rows: rows of such a batch that are computed by all units.
         dwell: batches a unit keeps its state after a flip.
@@ -47,7 +51,7 @@ class Config:
     prune_threshold: float = 0.05
     reactivate_threshold: float = 0.10
     criterion: str | Callable[[GroupView], Tensor] = "contribution"
-    compensate: bool = True
+    compensation: str = "mean"
     canary_interval: int = 16
     canary_rows: int = 8
     dwell: int = 16
@@ -86,6 +90,7 @@ class Config:
             "criterion",
             f"one of {', '.join(sorted(CRITERIA))} or a callable",
         )
+        expect(self.compensation in COMPENSATIONS, "compensation", f"one of {', '.join(COMPENSATIONS)}")
         for name in ("canary_interval", "canary_rows", "min_active", "evidence", "window"):
             value = getattr(self, name)
             expect(isinstance(value, int) and value >= 1, name, "a whole number of at least 1")

@@ -14,6 +14,7 @@ from dynprune.lowering.analyse import conv_padding
 from dynprune.lowering.ir import ExpandSite, LayerSite, Layout, NormSite, Program
 from dynprune.plan import build
 from dynprune.plan.plan import Plan
+from dynprune.plan.substitute import Substitute
 
 
 class ExpandUnits(nn.Module):
@@ -21,11 +22,14 @@ class ExpandUnits(nn.Module):
 
     index: Tensor
     constants: Tensor
+    mixing: Tensor | None
 
-    def __init__(self, index: Tensor, constants: Tensor, layout: Layout) -> None:
+    def __init__(self, index: Tensor, substitute: Substitute, layout: Layout) -> None:
         super().__init__()
         self.register_buffer("index", index)
-        self.register_buffer("constants", constants)
+        self.register_buffer("constants", substitute.constants.clone())
+        mixing = substitute.mixing
+        self.register_buffer("mixing", None if mixing is None else mixing[:, index])
         self.dim = layout.dim
         self.spatial = layout.spatial
 
@@ -38,6 +42,8 @@ class ExpandUnits(nn.Module):
         dim = 1 if self.spatial > 1 else self.dim
         view[dim] = full[dim] = units
         constants = self.constants.to(x.dtype).view(view).expand(full)
+        if self.mixing is not None:
+            constants = constants + (x.movedim(dim, -1) @ self.mixing.to(x.dtype).T).movedim(-1, dim)
         y = constants.index_copy(dim, self.index, x)
         return y.flatten(1) if self.spatial > 1 else y
 
@@ -69,9 +75,9 @@ class _Materializer:
         index = self.plan.active[group].nonzero().flatten()
         return index if len(index) else torch.zeros(1, dtype=torch.int64)
 
-    def _constants(self, read: int) -> Tensor:
-        value = self.plan.constants[self.program.reads[read].name]
-        return value if self.compensate else torch.zeros_like(value)
+    def _substitute(self, read: int) -> Substitute:
+        value = self.plan.substitutes[self.program.reads[read].name]
+        return value if self.compensate else value.without()
 
     def _node(self, node: fx.Node) -> fx.Node:
         program = self.program
@@ -130,11 +136,11 @@ class _Materializer:
         assert isinstance(site, ExpandSite)
         read = self.program.reads[site.read]
         mask = self.plan.active[read.layout.group]
-        constants = self._constants(site.read).clone()
+        substitute = self._substitute(site.read)
         kept = self._kept(read.layout.group)
-        module: nn.Module = ExpandUnits(kept, constants, read.layout)
+        module: nn.Module = ExpandUnits(kept, substitute, read.layout)
         if not bool(mask.any()):
-            module = ExpandUnits(kept[:0], constants, read.layout)
+            module = ExpandUnits(kept[:0], substitute, read.layout)
             nothing = self.graph.call_function(drop_units, (self.values[source], read.layout.dim))
             return self._call(f"expand_{index}", module, nothing)
         return self._call(f"expand_{index}", module, self.values[source])
@@ -150,9 +156,10 @@ class _Materializer:
         if site.read is not None:
             layout = self.program.reads[site.read].layout
             mask = self.plan.active[layout.group]
-            missing = torch.where(mask, 0.0, self._constants(site.read)).to(weight.dtype)
-            by_unit = weight.view(len(rows), len(mask), -1)  # pixels or taps last
-            gone = torch.einsum("nup,u->np", by_unit.double(), missing.double())
+            substitute = self._substitute(site.read)
+            missing = torch.where(mask, 0.0, substitute.constants).to(weight.dtype)
+            gone = torch.einsum("nup,u->np", weight.view(len(rows), len(mask), -1).double(), missing.double())
+            by_unit = build.Inputs(mask, substitute).mixed(weight).view(len(rows), len(mask), -1)
             kept = self._kept(layout.group)
             weight = (by_unit[:, kept] * mask[kept].view(-1, 1)).reshape(len(rows), -1, *weight.shape[2:])
             if isinstance(site.module, nn.Linear) or conv_padding(site.module) == [0, 0]:

@@ -210,7 +210,7 @@ class AcceleratedModel(nn.Module):
         return _merge(parts, torch.cat)
 
     def _serve_dense(self, plan: Plan, args: Any, kwargs: Any, seen: Seen) -> Any:
-        record = Record(usage=True, reads=True)
+        record = self._controller.dense_record()
         output = self._run_rows(plan, record, args, kwargs, seen.rows)
         seen.dense = (record, seen.rows)
         self._controller.report(seen)
@@ -228,7 +228,7 @@ class AcceleratedModel(nn.Module):
         rest = torch.ones(rows, dtype=torch.bool)
         rest[chosen] = False
         others = torch.arange(rows) if guarded else rest.nonzero().flatten()
-        dense_record, live_record = Record(usage=True, reads=True), Record(usage=True)
+        dense_record, live_record = controller.dense_record(), Record(usage=True)
         dense_args = _take_rows((args, kwargs), chosen, rows) if split else (args, kwargs)
         dense = self._run(controller.dense_plan, dense_record, *dense_args[0], **dense_args[1])
         live_args = (args, kwargs) if guarded else _take_rows((args, kwargs), others, rows)
@@ -341,7 +341,7 @@ class AcceleratedModel(nn.Module):
                 rows = _batch_size(args)
                 if not rows:
                     continue
-                record = Record(usage=True, reads=True)
+                record = self._controller.dense_record()
                 try:
                     self._run(controller.dense_plan, record, *args)
                 except Exception as error:
@@ -378,9 +378,19 @@ class AcceleratedModel(nn.Module):
     def constants(self) -> dict[str, Tensor]:
         """Read point -> ``[units]``: what stands in there for pruned units.
 
-        A group with a single read point is keyed by its own name, others by ``group:reader``.
+        A group with a single read point is keyed by its own name, others by ``group:reader``. With
+        ``compensation="lstsq"`` it is the constant part of a prediction, see :meth:`mixing`.
         """
-        return {name: value.clone() for name, value in self._controller.plan.constants.items()}
+        return {name: value.constants.clone() for name, value in self._controller.plan.substitutes.items()}
+
+    def mixing(self) -> dict[str, Tensor]:
+        """Read point -> ``[units, units]``: pruned unit p reads as ``constants[p] + mixing[p] @ x``.
+
+        Zero in the rows of active and in the columns of pruned units; empty unless
+        ``compensation="lstsq"``.
+        """
+        plan = self._controller.plan
+        return {n: s.mixing.clone() for n, s in plan.substitutes.items() if s.mixing is not None}
 
     def stats(self) -> dict[str, Any]:
         """Counts since the model was accelerated, as plain data.

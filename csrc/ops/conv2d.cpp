@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "output.h"
 #include "pack.h"
 #include "run.h"
 
@@ -138,8 +139,8 @@ at::Tensor conv2d(const at::Tensor& input, const at::Tensor& weight, const std::
     }
     p.bias = bias_tight.const_data_ptr<float>();
   }
-  at::Tensor output = at::empty({input.size(0), operands.units, p.h.out, p.w.out},
-                                input.options().memory_format(at::MemoryFormat::ChannelsLast));
+  at::Tensor output =
+      empty_output({input.size(0), operands.units, p.h.out, p.w.out}, input.options(), at::MemoryFormat::ChannelsLast);
   p.input = input.const_data_ptr<float>();
   p.stride_n = input.stride(0);
   p.stride_c = input.stride(1);

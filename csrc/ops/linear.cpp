@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "output.h"
 #include "pack.h"
 #include "run.h"
 
@@ -77,7 +78,7 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::
 
   auto shape = input.sizes().vec();
   shape.back() = operands.units;
-  at::Tensor output = at::empty(shape, input.options());
+  at::Tensor output = empty_output(shape, input.options());
   const at::Tensor rows = input.dim() == 2 && input.stride(1) == 1 ? input : input.contiguous();
   const at::Tensor bias_tight = operands.bias.has_value() ? operands.bias->contiguous() : at::Tensor();
 

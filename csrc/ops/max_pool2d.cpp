@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "output.h"
 #include "run.h"
 
 namespace dynprune {
@@ -39,8 +40,8 @@ at::Tensor max_pool2d(const at::Tensor& input, at::IntArrayRef kernel, at::IntAr
   p.w = axis("wide", input.size(3), kernel[1], stride[1], padding[1], dilation[1], ceil_mode);
   const bool last = input.size(1) < 2 || input.stride(1) == 1;
   const at::Tensor x = last ? input : input.contiguous(at::MemoryFormat::ChannelsLast);
-  at::Tensor output = at::empty({input.size(0), input.size(1), p.h.out, p.w.out},
-                                input.options().memory_format(at::MemoryFormat::ChannelsLast));
+  at::Tensor output =
+      empty_output({input.size(0), input.size(1), p.h.out, p.w.out}, input.options(), at::MemoryFormat::ChannelsLast);
   p.input = x.const_data_ptr<float>();
   p.stride_n = x.stride(0);
   p.stride_h = x.stride(2);

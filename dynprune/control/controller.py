@@ -19,12 +19,14 @@ from dynprune.control import policy
 from dynprune.control.criteria import CRITERIA, GroupView
 from dynprune.control.drift import DriftDetector
 from dynprune.control.guard import Guard
+from dynprune.control.prediction import RunningProducts, predict_pruned
 from dynprune.control.usage import RunningMean, RunningUsage, UsageStats
 from dynprune.lowering.ir import LayerSite, Program
 from dynprune.ops.reference import UNIT_ALIGN
 from dynprune.plan.build import PlanBuilder
 from dynprune.plan.plan import Plan
 from dynprune.plan.record import Record
+from dynprune.plan.substitute import Substitute
 
 # Once the drift detector knows its band it looks at one batch in so many: usage sums cost a few
 # percent of a convolution, and an alarm two batches earlier is not worth them on all the others.
@@ -57,7 +59,9 @@ class Statistics:
     def __init__(self, program: Program, window: int) -> None:
         self.program = program
         self.usage = {n: RunningUsage(g.units, window) for n, g in program.groups.items()}
-        self.means = [RunningMean(program.groups[r.layout.group].units, window) for r in program.reads]
+        units = [program.groups[read.layout.group].units for read in program.reads]
+        self.means = [RunningMean(n, window) for n in units]
+        self.products = [RunningProducts(n, window) for n in units]
         self.rows = 0
 
     def add(self, record: Record, rows: int) -> None:
@@ -66,14 +70,25 @@ class Statistics:
             self.usage[name].add(usage, rows)
         for index, (sums, positions) in record.reads.items():
             self.means[index].add(sums, positions, rows)
+        for index, products in record.products.items():
+            sums, positions = record.reads[index]
+            self.products[index].add(sums, products, positions, rows)
         self.rows += rows
 
-    def constants(self) -> dict[str, Tensor]:
-        """Read point -> mean there ``[units]``, float32."""
+    def substitutes(self, compensation: str, active: Mapping[str, Tensor]) -> dict[str, Substitute]:
+        """Read point -> what is to stand in for the units of its group that are not ``active``."""
         result = {}
-        for read, mean in zip(self.program.reads, self.means, strict=True):
-            value = self.usage[read.layout.group].stats().mean if read.same_as_usage else mean.mean()
-            result[read.name] = value.float()
+        for index, read in enumerate(self.program.reads):
+            group = read.layout.group
+            if compensation == "none":
+                value = Substitute(torch.zeros(self.program.groups[group].units))
+            elif compensation == "lstsq":
+                value = predict_pruned(self.products[index], active[group])
+            elif read.same_as_usage:
+                value = Substitute(self.usage[group].stats().mean.float())
+            else:
+                value = Substitute(self.means[index].mean().float())
+            result[read.name] = value
         return result
 
 
@@ -87,7 +102,7 @@ class Controller:
     def __init__(self, program: Program, config: Config) -> None:
         self.program = program
         self.config = config
-        self.builder = PlanBuilder(program)
+        self.builder = PlanBuilder(program, products=config.compensation == "lstsq")
         self.lock = threading.RLock()
         self.inbox: collections.deque[Seen] = collections.deque()
         self.tickets = itertools.count()
@@ -106,7 +121,7 @@ class Controller:
         self.guard = None if config.max_divergence is None else Guard(config.max_divergence)
         self._window: tuple[int, int] = (-1, 0)
         self._fresh_rows = 0  # dense rows since the last decision
-        self._constants = {n: torch.zeros_like(m) for n, m in self.statistics.constants().items()}
+        self._last_seen = self.statistics  # before they were last emptied
         self.load_weights()
         self.plan = self.dense_plan
 
@@ -120,7 +135,7 @@ class Controller:
         with self.lock, torch.inference_mode(False), torch.no_grad():
             masks = {n: torch.ones(g.units, dtype=torch.bool) for n, g in self.program.groups.items()}
             self.reader_norms = {name: self._reader_norms(name) for name in self.program.groups}
-            self.dense_plan = self.builder.build(masks, self._constants)
+            self.dense_plan = self.builder.build(masks, self.substitutes(masks))
 
     def reload_weights(self) -> None:
         """The dense weights were changed in place: pack them anew, and observe anew unless frozen."""
@@ -166,6 +181,10 @@ class Controller:
         count = min(rows, self.config.canary_rows)
         chosen = random.Random(hash((self.config.seed, ticket, rows))).sample(range(rows), count)
         return torch.tensor(sorted(chosen))
+
+    def dense_record(self) -> Record:
+        """An empty record for rows that run by all units."""
+        return Record(usage=True, reads=True, products=self.builder.products)
 
     def report(self, seen: Seen) -> None:
         """Take in what a forward saw; may publish a plan."""
@@ -265,6 +284,8 @@ class Controller:
 
     def reactivate_all(self) -> None:
         """Publish the dense plan and start observing anew."""
+        if self.statistics.rows:
+            self._last_seen = self.statistics
         self.statistics = Statistics(self.program, self.config.window)
         self.observing = True
         nothing = {n: torch.full((g.units,), float("nan")) for n, g in self.program.groups.items()}
@@ -295,34 +316,33 @@ class Controller:
         """Group -> units to compute: the forced set, or the policy's with fill."""
         return {name: self.forced.get(name, mask) for name, mask in self.filled.items()}
 
-    def constants(self) -> dict[str, Tensor]:
-        """Read point -> what is to stand in for pruned units ``[units]``."""
-        if not self.config.compensate or self.statistics.rows == 0:
-            # Nothing seen since the last reactivation: forced sets keep what they had.
-            return dict(self._constants)
-        return self.statistics.constants()
+    def substitutes(self, active: Mapping[str, Tensor]) -> dict[str, Substitute]:
+        """Read point -> what is to stand in for the units that are not ``active``."""
+        # Nothing seen since the last reactivation: forced sets live on what was seen before.
+        statistics = self.statistics if self.statistics.rows else self._last_seen
+        return statistics.substitutes(self.config.compensation, active)
 
     def publish(self, previous: Plan | None = None) -> None:
         """Build the plan of the current choice and put it in place by one assignment.
 
         Entries are shared with ``previous``, the published plan if None.
         """
-        active, constants = self.active(), self.constants()
+        active = self.active()
+        substitutes = self.substitutes(active)
         if all(bool(mask.all()) for mask in active.values()):
-            plan = dataclasses.replace(self.dense_plan, constants=constants)
+            plan = dataclasses.replace(self.dense_plan, substitutes=substitutes)
         else:
-            plan = self.builder.build(active, constants, previous or self.plan)
+            plan = self.builder.build(active, substitutes, previous or self.plan)
         plan = dataclasses.replace(plan, serial=self.plan.serial + 1)
-        before = self.plan, self._constants
-        self.plan, self._constants = plan, constants
+        before = self.plan
+        self.plan = plan
         self.drift.reset()
         try:
             for callback in list(self.callbacks):
                 callback({name: mask.clone() for name, mask in plan.active.items()})
         except BaseException:
             # A failed call leaves the model as it was; the serial is used up.
-            self.plan = dataclasses.replace(before[0], serial=plan.serial + 1)
-            self._constants = before[1]
+            self.plan = dataclasses.replace(before, serial=plan.serial + 1)
             raise
 
     def force(self, name: str, mask: Tensor | None) -> None:

@@ -26,6 +26,10 @@ from dynprune.experiments.traffic import Traffic
 from dynprune.experiments.training import Epoch, train
 
 
+# Of the runs on the traffic of a few classes; the first is the one whose return is judged as well.
+COMPENSATIONS = ("lstsq", "mean")
+
+
 @dataclass(frozen=True)
 class Prepared:
     """Checked options and loaded data: all that can fail through the fault of the user."""
@@ -74,14 +78,15 @@ def run(prepared: Prepared, console: Console) -> Mapping[str, Any]:
         progress.update(task, advance=1, refresh=True)
         narrow = []
         for traffic in options.traffic:
-            narrow.append(_narrow_run(model, traffic, answers, prepared))
+            narrow.append(_narrow_runs(model, traffic, answers, prepared))
             progress.update(task, advance=1, refresh=True)
 
     runs = {name: records.pruned_record(row, parameters, operations) for name, row in uniform.items()}
-    for row, returned in narrow:
-        record = records.pruned_record(row, parameters, operations)
-        record["return"] = returned
-        runs[f"contribution {row.dense.traffic.name}"] = record
+    for rows, returned in narrow:
+        for compensation, row in rows.items():
+            record = records.pruned_record(row, parameters, operations)
+            runs[f"contribution {compensation} {row.dense.traffic.name}"] = record
+        runs[f"contribution {COMPENSATIONS[0]} {row.dense.traffic.name}"]["return"] = returned
     results = {
         "experiment": "mnist-cnn",
         "seed": options.seed,
@@ -95,7 +100,10 @@ def run(prepared: Prepared, console: Console) -> Mapping[str, Any]:
         "runs": runs,
     }
     if narrow:
-        results["traffic_mean"] = records.traffic_mean_record([row for row, _ in narrow])
+        results["traffic_mean"] = {
+            compensation: records.traffic_mean_record([rows[compensation] for rows, _ in narrow])
+            for compensation in COMPENSATIONS
+        }
     records.write_json(results, options.run_dir / "results.json")
     return results
 
@@ -137,9 +145,9 @@ def _uniform_runs(model: nn.Module, prepared: Prepared) -> dict[str, PrunedRow]:
     return compare(model, prepared.data, Traffic(), configs, prepared.protocol, options.seed)
 
 
-def _narrow_run(
+def _narrow_runs(
     model: nn.Module, traffic: Traffic, dense_answers: Tensor, prepared: Prepared
-) -> tuple[PrunedRow, dict[str, records.Record]]:
+) -> tuple[dict[str, PrunedRow], dict[str, records.Record]]:
     """The traffic of a few classes, then the return of all under each pair of thresholds."""
     options = prepared.options
 
@@ -148,16 +156,10 @@ def _narrow_run(
         fast = adapt(model, prepared.data, traffic, config, *arguments)
         return return_of_all_classes(fast, prepared.data.test, dense_answers, *arguments)
 
-    row = compare(
-        model,
-        prepared.data,
-        traffic,
-        {"contribution": options.traffic_config()},
-        prepared.protocol,
-        options.seed,
-    )["contribution"]
+    adapting = {name: options.traffic_config(name) for name in COMPENSATIONS}
+    rows = compare(model, prepared.data, traffic, adapting, prepared.protocol, options.seed)
     configs = (options.traffic_config(), options.uniform_config())
-    return row, {
+    return rows, {
         f"{config.prune_threshold:g}/{config.reactivate_threshold:g}": records.return_record(
             returned(config), config
         )

@@ -66,12 +66,13 @@ class Options:
             seed=self.seed,
         )
 
-    def traffic_config(self) -> dynprune.Config:
+    def traffic_config(self, compensation: str = "lstsq") -> dynprune.Config:
         """The configuration of the runs on the traffic of a few classes."""
         return dynprune.Config(
             prune_threshold=self.traffic_prune_threshold,
             reactivate_threshold=self.traffic_reactivate_threshold,
             criterion="contribution",
+            compensation=compensation,
             seed=self.seed,
         )
 

@@ -97,6 +97,7 @@ def pruned_record(row: PrunedRow, parameters: int, operations: int) -> Record:
         **_common_record(judged.quality, row.times, row.dense.samples),
         "traffic": row.dense.traffic.name,
         "criterion": row.config.criterion,
+        "compensation": row.config.compensation,
         "prune_threshold": row.config.prune_threshold,
         "reactivate_threshold": row.config.reactivate_threshold,
         "parameters": parameters,
@@ -120,6 +121,7 @@ def pruned_record(row: PrunedRow, parameters: int, operations: int) -> Record:
 def return_record(returned: Return, config: dynprune.Config) -> Record:
     """All classes after the traffic of a few."""
     return {
+        "compensation": config.compensation,
         "prune_threshold": config.prune_threshold,
         "reactivate_threshold": config.reactivate_threshold,
         "samples": returned.activity.rows,

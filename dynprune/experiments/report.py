@@ -60,7 +60,8 @@ def runs_table(results: Record) -> Table:
             traffic = run["traffic"]
             table.add_row(f"dense, {traffic}", *_cells(run["dense"]))
         thresholds = f"{run['prune_threshold']:g}/{run['reactivate_threshold']:g}"
-        table.add_row(f" {run['criterion']} {thresholds}", *_cells(run))
+        label = " lstsq" if run["compensation"] == "lstsq" else ""
+        table.add_row(f" {run['criterion']} {thresholds}{label}", *_cells(run))
     return table
 
 
@@ -70,13 +71,14 @@ def return_table(results: Record) -> Table:
     title = f"All classes return, batches {protocol['return_skip'] + 1} to {protocol['return_batches']}"
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
     table.add_column("after traffic", no_wrap=True)
-    for header in ("thresholds", "accuracy %", "dense %", "difference", "operations %", "flips"):
+    for header in ("thresholds", "compensation", "accuracy %", "dense %", "difference", "operations %", "flips"):
         table.add_column(header, justify="right", no_wrap=True)
     for run in results["runs"].values():
         for returned in run.get("return", {}).values():
             table.add_row(
                 run["traffic"],
                 f"{returned['prune_threshold']:g}/{returned['reactivate_threshold']:g}",
+                returned["compensation"],
                 f"{100 * returned['accuracy']:.2f}",
                 f"{100 * returned['dense_accuracy']:.2f}",
                 f"{100 * returned['accuracy_difference']:+.2f}",
@@ -91,12 +93,10 @@ def summary(results: Record) -> Iterator[str]:
     yield "Beside the dense eager model in its faster memory format, at batch 64:"
     for name, run in results["runs"].items():
         yield f"  {name} ({run['dense']['memory_format']}): {_against_dense(run)}."
-    mean = results.get("traffic_mean")
-    if mean:
-        yield (f"  mean over the traffic of a few classes: {_against_dense(mean)}.")
+    for compensation, mean in results.get("traffic_mean", {}).items():
         yield (
-            "  there the share of the time is "
-            f"{mean['time_share_per_operations_share']:.2f} x the share of the operations."
+            f"  mean over the traffic of a few classes, {compensation}: {_against_dense(mean)}; "
+            f"the share of the time is {mean['time_share_per_operations_share']:.2f} x that of the operations."
         )
 
 

@@ -1,4 +1,4 @@
-"""Building plans: packing weights, folding means of pruned units into the biases that read them."""
+"""Building plans: packing weights, folding what stands in for pruned units into the layers that read them."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from dynprune.plan.entries import (
     NormEntry,
 )
 from dynprune.plan.plan import Plan
+from dynprune.plan.substitute import Substitute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +40,29 @@ class Inputs:
     """
 
     active: Tensor | None = None  # bool [units of the group read]
-    constants: Tensor | None = None  # [units of the group read]
+    substitute: Substitute | None = None
     spatial: int = 1
 
     @property
     def pruned(self) -> Tensor | None:
         """The constants with zeros at active units ``[units]``; None if nothing is missing."""
-        if self.active is None or self.constants is None or bool(self.active.all()):
+        if self.active is None or self.substitute is None or bool(self.active.all()):
             return None
-        return torch.where(self.active, 0.0, self.constants)
+        return torch.where(self.active, 0.0, self.substitute.constants)
+
+    def mixed(self, weight: Tensor) -> Tensor:
+        """``weight`` ``[out, in, ...]`` with the shares of pruned units added to the active ones.
+
+        The columns of pruned units are left as they were.
+        """
+        mixing = None if self.substitute is None else self.substitute.mixing
+        if mixing is None or self.active is None or bool(self.active.all()) or not bool(self.active.any()):
+            return weight
+        gone, kept = (~self.active).nonzero().flatten(), self.active.nonzero().flatten()
+        by_unit = weight.reshape(weight.shape[0], len(self.active), -1)  # pixels or taps last
+        shares = mixing[gone[:, None], kept].to(weight.dtype)
+        added = torch.einsum("npt,pa->nat", by_unit[:, gone], shares)
+        return by_unit.index_add(1, kept, added).view_as(weight)
 
     def columns(self) -> Tensor | None:
         """Columns of the weight, in the order of the compact input; None: all, in their order."""
@@ -79,10 +94,10 @@ def linear_entry(site: LayerSite, active: Tensor | None, inputs: Inputs, **commo
     op: Callable[..., Tensor]
     if _native(weight):
         op = torch.ops.dynprune.linear.default
-        packed = ops.pack_linear(weight, rows, columns, scale)
+        packed = ops.pack_linear(inputs.mixed(weight), rows, columns, scale)
     else:
         op = reference.linear
-        packed = _compact(weight, scale, rows, columns)
+        packed = _compact(inputs.mixed(weight), scale, rows, columns)
     units, depth = len(bias), weight.shape[1] if columns is None else len(columns)
     return LinearEntry(
         op=op,
@@ -119,10 +134,10 @@ def conv2d_entry(site: LayerSite, active: Tensor | None, inputs: Inputs, **commo
     op: Callable[..., Tensor]
     if _native(weight):
         op = torch.ops.dynprune.conv2d.default
-        packed = ops.pack_conv2d(weight, rows, columns, scale)
+        packed = ops.pack_conv2d(inputs.mixed(weight), rows, columns, scale)
     else:
         op = reference.conv2d
-        packed = reference.pack_conv2d(weight, rows, columns, scale)
+        packed = reference.pack_conv2d(inputs.mixed(weight), rows, columns, scale)
     units, channels = bias.shape[-1], weight.shape[1] if columns is None else len(columns)
     taps = weight.shape[2] * weight.shape[3]
     return Conv2dEntry(
@@ -200,18 +215,24 @@ def _fingerprint(t: Tensor | None) -> bytes | None:
 
 
 class PlanBuilder:
-    """Builds plans for one program."""
+    """Builds plans for one program.
 
-    def __init__(self, program: Program) -> None:
+    Args:
+        program: of the model.
+        products: whether sums of products are wanted at every read point.
+    """
+
+    def __init__(self, program: Program, *, products: bool = False) -> None:
         self.program = program
+        self.products = products
 
     def build(
         self,
         active: Mapping[str, Tensor],
-        constants: Mapping[str, Tensor],
+        substitutes: Mapping[str, Substitute],
         previous: Plan | None = None,
     ) -> Plan:
-        """The plan for ``active`` (group -> bool ``[units]``) and ``constants`` (read -> ``[units]``).
+        """The plan for ``active`` (group -> bool ``[units]``) and ``substitutes`` (by read point).
 
         Entries that come out the same are taken over from ``previous``.
         """
@@ -220,16 +241,16 @@ class PlanBuilder:
         with torch.no_grad():
             for index in range(len(self.program.sites)):
                 old = None if previous is None else previous.entries[index]
-                key = self._key(index, active, constants)
+                key = self._key(index, active, substitutes)
                 if previous is None or previous.keys[index] != key:
                     old_key = None if previous is None else previous.keys[index]
-                    entry = self._entry(index, active, constants, old, old_key, key)
+                    entry = self._entry(index, active, substitutes, old, old_key, key)
                 else:
                     assert old is not None
                     entry = old
                 entries.append(entry)
                 keys.append(key)
-        return Plan(tuple(entries), dict(active), dict(constants), tuple(keys))
+        return Plan(tuple(entries), dict(active), dict(substitutes), tuple(keys))
 
     def _input_layout(self, index: int) -> tuple[Layout | None, int | None]:
         site = self.program.sites[index]
@@ -240,24 +261,25 @@ class PlanBuilder:
         return site.layout, None
 
     def _key(
-        self, index: int, active: Mapping[str, Tensor], constants: Mapping[str, Tensor]
+        self, index: int, active: Mapping[str, Tensor], substitutes: Mapping[str, Substitute]
     ) -> tuple[Hashable, ...]:
-        """(units computed, units read, constants of the pruned ones): equal keys, equal entries."""
+        """(units computed, units read, mixing, constants of the pruned): equal keys, equal entries."""
         site = self.program.sites[index]
         layout, read = self._input_layout(index)
         own = active[site.group] if isinstance(site, LayerSite) and site.group else None
         mask = None if layout is None else active[layout.group]
-        pruned = None
-        if read is not None and mask is not None:
-            values = constants[self.program.reads[read].name]
-            pruned = torch.where(mask, 0.0, values)
-        return _fingerprint(own), _fingerprint(mask), _fingerprint(pruned)
+        pruned = mixing = None
+        if read is not None and mask is not None and not bool(mask.all()):
+            substitute = substitutes[self.program.reads[read].name]
+            mixing = substitute.mixing
+            pruned = torch.where(mask, 0.0, substitute.constants)
+        return _fingerprint(own), _fingerprint(mask), _fingerprint(mixing), _fingerprint(pruned)
 
     def _entry(
         self,
         index: int,
         active: Mapping[str, Tensor],
-        constants: Mapping[str, Tensor],
+        substitutes: Mapping[str, Substitute],
         old: Entry | None,
         old_key: tuple[Hashable, ...] | None,
         key: tuple[Hashable, ...],
@@ -265,12 +287,13 @@ class PlanBuilder:
         site = self.program.sites[index]
         layout, read = self._input_layout(index)
         mask = None if layout is None else active[layout.group]
-        values = None if read is None else constants[self.program.reads[read].name]
-        measured = None if read is None or self.program.reads[read].same_as_usage else read
+        substitute = None if read is None else substitutes[self.program.reads[read].name]
+        known = read is not None and self.program.reads[read].same_as_usage and not self.products
+        measured = None if known else read
         if isinstance(site, LayerSite):
             own = active[site.group] if site.group else None
-            inputs = Inputs(mask, values, 1 if layout is None else layout.spatial)
-            if old_key is not None and old_key[:2] == key[:2]:
+            inputs = Inputs(mask, substitute, 1 if layout is None else layout.spatial)
+            if old_key is not None and old_key[:3] == key[:3]:
                 assert isinstance(old, (LinearEntry, Conv2dEntry))
                 return dataclasses.replace(old, bias=self._bias(site, own, inputs))
             usage_group = None
@@ -290,8 +313,9 @@ class PlanBuilder:
         assert layout is not None and mask is not None
         chosen = mask.nonzero().flatten()
         if isinstance(site, ExpandSite):
-            assert values is not None
-            return ExpandEntry(chosen, values.clone(), layout, measured)
+            assert substitute is not None
+            mixing = None if substitute.mixing is None or bool(mask.all()) else substitute.mixing[:, chosen]
+            return ExpandEntry(chosen, substitute.constants.clone(), mixing, layout, measured)
         if isinstance(site, NormSite):
             return norm_entry(site, chosen)
         assert isinstance(site, ActivationSite)

@@ -19,7 +19,7 @@ from dynprune.plan.record import Record
 
 
 def _read(record: Record | None, index: int | None, x: Tensor, layout: Layout | None) -> None:
-    """Note the sum of a full-width tensor over everything but its units, at a read point."""
+    """Note the sums of a full-width tensor over everything but its units, at a read point."""
     if record is None or not record.want_reads or index is None or layout is None:
         return
     if layout.spatial > 1:
@@ -30,6 +30,9 @@ def _read(record: Record | None, index: int | None, x: Tensor, layout: Layout | 
     others = [d for d in range(x.dim()) if d != dim]
     sums = x.sum(others).double() if others else x.double()
     record.add_read(index, sums, x.numel() // max(1, x.shape[dim]))
+    if record.want_products:
+        flat = x.movedim(dim, -1).reshape(-1, x.shape[dim])
+        record.add_products(index, (flat.T @ flat).double())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -142,21 +145,27 @@ class ActivationEntry:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ExpandEntry:
-    """A compact tensor to full width, pruned units as their constants, in PyTorch's order."""
+    """A compact tensor to full width, stand-ins at the pruned units, in PyTorch's order."""
 
     index: Tensor  # [active]
     constants: Tensor  # [units]
+    mixing: Tensor | None  # [units, active], added to the constants as mixing @ x
     layout: Layout
     read: int | None
 
     def __call__(self, x: Tensor, record: Record | None) -> Tensor:
         """Run on ``x``."""
         _read(record, self.read, x, self.layout)
-        return expand(x, self.index, self.constants, self.layout)
+        return expand(x, self.index, self.constants, self.layout, self.mixing)
 
 
-def expand(x: Tensor, index: Tensor, constants: Tensor, layout: Layout) -> Tensor:
-    """Scatter the active units ``index`` among ``constants`` ``[units]``; flattened pixels go fastest."""
+def expand(
+    x: Tensor, index: Tensor, constants: Tensor, layout: Layout, mixing: Tensor | None = None
+) -> Tensor:
+    """Scatter the active units ``index`` among ``constants`` ``[units]``; flattened pixels go fastest.
+
+    ``mixing`` ``[units, active]`` says how much of each active unit is added to the constants.
+    """
     units, active = constants.shape[0], index.shape[0]
     dim = layout.dim
     if layout.spatial > 1:
@@ -168,6 +177,8 @@ def expand(x: Tensor, index: Tensor, constants: Tensor, layout: Layout) -> Tenso
         full_shape = list(x.shape)
         full_shape[dim] = units
         full = constants.to(x.dtype).view(shape).expand(full_shape)
+        if mixing is not None:
+            full = full + (x.movedim(dim, -1) @ mixing.to(x.dtype).T).movedim(-1, dim)
         image = x.dim() == 4
         memory = torch.channels_last if image else torch.contiguous_format
         x = full.contiguous(memory_format=memory).index_copy(dim, index, x)

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Mapping
 from torch import Tensor
 
 from dynprune.plan.entries import Entry
+from dynprune.plan.substitute import Substitute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,14 +18,14 @@ class Plan:
     Attributes:
         entries: one per call site of the program.
         active: group -> BoolTensor ``[units]``.
-        constants: read point -> ``[units]``: what stands in for pruned units there.
+        substitutes: read point -> what stands in for pruned units there.
         keys: what each entry was built from; an entry is shared with the next plan where it agrees.
         serial: counts publications.
     """
 
     entries: tuple[Entry, ...]
     active: Mapping[str, Tensor]
-    constants: Mapping[str, Tensor]
+    substitutes: Mapping[str, Substitute]
     keys: tuple[tuple[Hashable, ...], ...]
     serial: int = 0
 

@@ -1,4 +1,4 @@
-"""What one forward saw: usage sums, means at read points, operations."""
+"""What one forward saw: usage sums, sums at read points, operations."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ class Record:
 
     Args:
         usage: whether to sum the usage of the units that are computed.
-        reads: whether to measure means at the read points as well (dense plans only).
+        reads: whether to sum the values at the read points as well (dense plans only).
+        products: whether to sum the products of any two units there too.
     """
 
-    __slots__ = ("dense_operations", "operations", "reads", "usage", "want_reads", "want_usage")
+    __slots__ = (
+        "dense_operations", "operations", "products", "reads", "usage",
+        "want_products", "want_reads", "want_usage",
+    )  # fmt: skip
 
-    def __init__(self, *, usage: bool, reads: bool = False) -> None:
+    def __init__(self, *, usage: bool, reads: bool = False, products: bool = False) -> None:
         self.want_usage = usage
         self.want_reads = reads
+        self.want_products = products
         self.usage: dict[str, Tensor] = {}  # group -> [4, active] float64
         self.reads: dict[int, tuple[Tensor, int]] = {}  # read point -> (sum [units], positions)
+        self.products: dict[int, Tensor] = {}  # read point -> sum of products [units, units]
         self.operations = 0
         self.dense_operations = 0
 
@@ -40,3 +46,7 @@ class Record:
             before, count = self.reads[index]
             sums, positions = sums + before, positions + count
         self.reads[index] = (sums, positions)
+
+    def add_products(self, index: int, products: Tensor) -> None:
+        """Add sums of products ``[units, units]`` (float64) at a read point."""
+        self.products[index] = self.products[index] + products if index in self.products else products

@@ -72,11 +72,15 @@ inline void finish_column(const EpilogueTile& t, int64_t column, int64_t lanes, 
   auto row = [&](int64_t r) {
     return activate<kind>(load(product + r * t.product_stride) + (kZones ? bias_at(t.zone[r]) : fixed), slope);
   };
+  // A masked store costs tens of cycles where it crosses a cache line. Where rows lie next to each other a whole vector
+  // will do: what it spills into the next rows is written later, if this column comes first and the rows in order.
+  const bool tight = t.units == t.output_stride;
+  const int64_t whole = tight ? t.rows - (column + kLanes + t.units - 1) / t.units : 0;
   UsageSums sums{};
   if (kUsage) sums.shift = row(t.rows / 2);
   for (int64_t r = 0; r < t.rows; ++r, output += t.output_stride) {
     const Floats y = row(r);
-    if (kPart) {
+    if (kPart && r >= whole) {
       store_part(output, y, lanes);
     } else {
       store(output, y);
@@ -94,11 +98,11 @@ inline void finish_column(const EpilogueTile& t, int64_t column, int64_t lanes, 
 template <Activation kind, bool kUsage, bool kZones>
 void finish_tile(const EpilogueTile& t, float slope) {
   const Floats slopes = splat(slope);
-  int64_t column = 0;
-  for (; column + kLanes <= t.units; column += kLanes) {
+  const int64_t full = t.units / kLanes * kLanes;
+  if (full < t.units) finish_column<kind, kUsage, kZones, true>(t, full, t.units - full, slopes);
+  for (int64_t column = 0; column < full; column += kLanes) {
     finish_column<kind, kUsage, kZones, false>(t, column, kLanes, slopes);
   }
-  if (column < t.units) finish_column<kind, kUsage, kZones, true>(t, column, t.units - column, slopes);
 }
 
 template <Activation kind>

@@ -22,9 +22,10 @@ Window window_of(const PoolAxis& a, int64_t o) {
 // NaN wins, as in PyTorch.
 inline Floats greater(Floats best, Floats v) { return select((v > best) | (v != v), v, best); }
 
+// `whole`: a whole vector may be stored though it is more than the channels that are left.
 template <bool kPart>
 inline void pool_channels(const MaxPool2dParams& p, const float* image, const Window& h, const Window& w, int64_t c,
-                          int64_t lanes, float* to) {
+                          int64_t lanes, bool whole, float* to) {
   Floats best = splat(-__builtin_inff());
   for (int64_t i = h.first; i < h.last; ++i) {
     const float* row = image + (h.start + i * p.h.dilation) * p.stride_h + c;
@@ -33,7 +34,7 @@ inline void pool_channels(const MaxPool2dParams& p, const float* image, const Wi
       best = greater(best, kPart ? load_part(from, lanes) : load(from));
     }
   }
-  if (kPart) {
+  if (kPart && !whole) {
     store_part(to + c, best, lanes);
   } else {
     store(to + c, best);
@@ -50,8 +51,10 @@ void max_pool2d_range(const MaxPool2dParams& p, int64_t begin, int64_t end) {
     for (int64_t ow = 0; ow < p.w.out; ++ow, to += p.channels) {
       const Window w = window_of(p.w, ow);
       int64_t c = 0;
-      for (; c + kLanes <= p.channels; c += kLanes) pool_channels<false>(p, image, h, w, c, kLanes, to);
-      if (c < p.channels) pool_channels<true>(p, image, h, w, c, p.channels - c, to);
+      for (; c + kLanes <= p.channels; c += kLanes) pool_channels<false>(p, image, h, w, c, kLanes, true, to);
+      // What a whole vector spills into the next pixels of the row is written later; masked stores are slow.
+      const bool whole = (p.w.out - ow) * p.channels >= c + kLanes;
+      if (c < p.channels) pool_channels<true>(p, image, h, w, c, p.channels - c, whole, to);
     }
   }
 }

@@ -155,11 +155,15 @@ def test_results(finished: tuple[Path, str]) -> None:
     assert (results["data"]["train"], results["data"]["test"]) == (128, 128)
     assert results["config"]["limit"] == 128
     assert {"config", "machine", "versions", "protocol", "training"} <= set(results)
-    assert list(results["runs"]) == ["contribution", "mean_abs", "contribution 0,1"]
-    narrow = results["runs"]["contribution 0,1"]
+    assert list(results["runs"]) == [
+        "contribution", "mean_abs", "contribution lstsq 0,1", "contribution mean 0,1"
+    ]
+    narrow = results["runs"]["contribution lstsq 0,1"]
     assert [narrow["prune_threshold"], narrow["reactivate_threshold"]] == [0.2, 0.3]
     assert list(narrow["return"]) == ["0.2/0.3", "0.05/0.1"]
-    assert results["traffic_mean"]["operations_share"] == narrow["operations_share"]
+    assert narrow["compensation"] == "lstsq"
+    assert list(results["traffic_mean"]) == ["lstsq", "mean"]
+    assert results["traffic_mean"]["lstsq"]["operations_share"] == narrow["operations_share"]
 
 
 def test_numbers_are_consistent(finished: tuple[Path, str]) -> None:

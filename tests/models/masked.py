@@ -50,16 +50,19 @@ def masked_dense(
 ) -> Tensor:
     """Run ``model`` in float64 with the choice and the constants of ``fast`` (or zeros) in place."""
     dense = copy.deepcopy(model).double().eval()
-    active, constants = fast.active(), fast.constants()
+    active, constants, mixing = fast.active(), fast.constants(), fast.mixing()
     for reader in readers:
-        mask, fixed = active[reader.group], constants[reader.key or reader.group].double()
-        fixed = fixed if compensate else torch.zeros_like(fixed)
-        _replace_pruned(dense.get_submodule(reader.module), reader, mask, fixed)
+        key = reader.key or reader.group
+        mask, fixed = active[reader.group], constants[key].double()
+        shares = mixing[key].double() if key in mixing else fixed.new_zeros(len(fixed), len(fixed))
+        if not compensate:
+            fixed, shares = torch.zeros_like(fixed), torch.zeros_like(shares)
+        _replace_pruned(dense.get_submodule(reader.module), reader, mask, fixed, shares)
     with torch.no_grad():
         return dense(*(x.double() for x in inputs))
 
 
-def _replace_pruned(module: nn.Module, reader: Reader, mask: Tensor, fixed: Tensor) -> None:
+def _replace_pruned(module: nn.Module, reader: Reader, mask: Tensor, fixed: Tensor, shares: Tensor) -> None:
     calls = 0
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -69,10 +72,10 @@ def _replace_pruned(module: nn.Module, reader: Reader, mask: Tensor, fixed: Tens
             return args
         value = args[reader.argument]
         last = value.dim() - 1 if isinstance(module, nn.Linear) else 1
-        shape = [1] * value.dim()
-        shape[last if reader.dim is None else reader.dim] = -1
-        keep = mask.repeat_interleave(reader.pixels).view(shape)
-        changed = torch.where(keep, value, fixed.repeat_interleave(reader.pixels).view(shape))
+        dim = last if reader.dim is None else reader.dim
+        units = value.unflatten(dim, (len(mask), reader.pixels)).movedim(dim, -1)
+        units = torch.where(mask, units, fixed + units @ shares.T)
+        changed = units.movedim(-1, dim).flatten(dim, dim + 1)
         return (*args[: reader.argument], changed, *args[reader.argument + 1 :])
 
     module.register_forward_pre_hook(hook)

@@ -276,7 +276,7 @@ def test_calibrate_measures_usage_and_constants() -> None:
 
 
 def test_without_compensation_constants_are_zero() -> None:
-    fast, traffic = serving(compensate=False), Traffic()
+    fast, traffic = serving(compensation="none"), Traffic()
     fast.calibrate(traffic.low(128))
     assert is_active(fast, LOW)
     assert not fast.constants()["0"].any()
