@@ -133,6 +133,10 @@ def test_settings_are_taken_over() -> None:
     assert dnn.Linear(2, 3, bias=False).bias is None
 
 
+def frozen_lstm() -> dnn.LSTM:
+    return dnn.LSTM(3, 4).eval().requires_grad_(False)
+
+
 BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "mask length": (
         lambda: dnn.Linear(2, 3).set_active(torch.ones(2, dtype=torch.bool)), ValueError,
@@ -160,10 +164,26 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         NotImplementedError,
         "Conv2d.set_active: expected groups=1, .*, got groups=2",
     ),
-    "lstm": (lambda: dnn.LSTM(3, 4), NotImplementedError, "dynprune.nn.LSTM: this version has no LSTM"),
-    "lstm from dense": (
-        lambda: dnn.LSTM.from_dense(nn.LSTM(3, 4)), NotImplementedError,
-        "use torch.nn.LSTM, which an accelerated model runs dense",
+    "lstm projection": (lambda: dnn.LSTM(3, 4, proj_size=2), ValueError, "LSTM: expected proj_size 0, got 2"),
+    "lstm from a layer": (
+        lambda: dnn.LSTM.from_dense(nn.GRU(3, 4)), ValueError,  # type: ignore[arg-type]
+        "LSTM.from_dense: expected nn.LSTM, got GRU",
+    ),
+    "lstm direction": (
+        lambda: dnn.LSTM(3, 4).set_active("l1", torch.ones(4, dtype=torch.bool)), ValueError,
+        "set_active: expected one of l0, got 'l1'",
+    ),
+    "lstm mask": (
+        lambda: dnn.LSTM(3, 4).set_active("l0", torch.ones(3, dtype=torch.bool)), ValueError,
+        r"set_active: expected a BoolTensor \[4\], got torch.bool \[3\]",
+    ),
+    "lstm features": (
+        lambda: frozen_lstm()(torch.randn(5, 2, 4)), ValueError,
+        "LSTM: expected 3 features, got 4",
+    ),
+    "lstm states": (
+        lambda: frozen_lstm()(torch.randn(5, 2, 3), (torch.zeros(1, 1, 4),) * 2),
+        ValueError, r"LSTM: expected a hidden state \[1, 2, 4\], got \[1, 1, 4\]",
     ),
 }  # fmt: skip
 

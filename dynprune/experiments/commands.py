@@ -75,10 +75,10 @@ def mnist_cnn(
     ] = None,
     traffic_prune_threshold: Annotated[
         float, typer.Option(help="Prune below this, on the traffic of a few classes.")
-    ] = 0.2,
+    ] = 0.6,
     traffic_reactivate_threshold: Annotated[
         float, typer.Option(help="Reactivate above this, on the traffic of a few classes.")
-    ] = 0.3,
+    ] = 0.7,
     init: Annotated[
         str, typer.Option(help="Initial weights: he (normal, for ReLU) or torch (PyTorch's default).")
     ] = "he",

@@ -25,7 +25,6 @@ from dynprune.experiments.sources import first_line
 from dynprune.experiments.traffic import Traffic
 from dynprune.experiments.training import Epoch, train
 
-
 # Of the runs on the traffic of a few classes; the first is the one whose return is judged as well.
 COMPENSATIONS = ("lstsq", "mean")
 

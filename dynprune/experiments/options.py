@@ -30,8 +30,8 @@ class Options:
     seed: int = 0
     data_dir: Path | None = None
     traffic: tuple[Traffic, ...] = DEFAULT_TRAFFIC
-    traffic_prune_threshold: float = 0.2
-    traffic_reactivate_threshold: float = 0.3
+    traffic_prune_threshold: float = 0.6
+    traffic_reactivate_threshold: float = 0.7
     init: str = "he"
     name: str = "mnist-cnn"
     runs_dir: Path = Path("runs")

@@ -71,7 +71,15 @@ def return_table(results: Record) -> Table:
     title = f"All classes return, batches {protocol['return_skip'] + 1} to {protocol['return_batches']}"
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
     table.add_column("after traffic", no_wrap=True)
-    for header in ("thresholds", "compensation", "accuracy %", "dense %", "difference", "operations %", "flips"):
+    for header in (
+        "thresholds",
+        "compensation",
+        "accuracy %",
+        "dense %",
+        "difference",
+        "operations %",
+        "flips",
+    ):
         table.add_column(header, justify="right", no_wrap=True)
     for run in results["runs"].values():
         for returned in run.get("return", {}).values():
@@ -96,7 +104,7 @@ def summary(results: Record) -> Iterator[str]:
     for compensation, mean in results.get("traffic_mean", {}).items():
         yield (
             f"  mean over the traffic of a few classes, {compensation}: {_against_dense(mean)}; "
-            f"the share of the time is {mean['time_share_per_operations_share']:.2f} x that of the operations."
+            f"the time is {mean['time_share_per_operations_share']:.2f} x the share of the operations."
         )
 
 

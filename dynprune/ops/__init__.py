@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dynprune import _native
-from dynprune.ops import reference, schemas
+from dynprune.ops import lstm_reference, reference, schemas
 
 _library: Any = torch.library.Library(  # type: ignore[no-untyped-call]
     schemas.NAMESPACE, "DEF"
@@ -25,10 +25,12 @@ native = _native.load()
 if native is None:
     _library.impl("linear", reference.linear, "CPU")
     _library.impl("conv2d", reference.conv2d, "CPU")
+    _library.impl("lstm", lstm_reference.lstm, "CPU")
     _library.impl("max_pool2d", reference.max_pool2d, "CPU")
 
 pack_linear = reference.pack_linear if native is None else native.pack_linear
 pack_conv2d = reference.pack_conv2d if native is None else native.pack_conv2d
+pack_lstm = lstm_reference.pack_lstm
 
 
 def _units(weight: Tensor, packed_dim: int, bias: Tensor | None, indices: Tensor | None) -> int:
@@ -70,6 +72,24 @@ def _conv2d_fake(
     ]
     shape = (input.shape[0], _units(weight, 5, bias, indices), *size)
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("dynprune::lstm", lib=_library)  # type: ignore[untyped-decorator]
+def _lstm_fake(
+    input: Tensor,
+    weight: Sequence[Tensor],
+    bias: Sequence[Tensor],
+    lengths: Tensor | None = None,
+    hidden: Tensor | None = None,
+    cell: Tensor | None = None,
+    *,
+    batch_first: bool = False,
+    **options: object,
+) -> tuple[Tensor, Tensor, Tensor]:
+    units = sum(b.shape[2] for b in bias)
+    batch = input.shape[0 if batch_first else 1]
+    last = input.new_empty((batch, units))
+    return input.new_empty((*input.shape[:2], units)), last, torch.empty_like(last)
 
 
 # The reference is made of ops that have fakes of their own.

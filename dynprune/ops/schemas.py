@@ -16,6 +16,11 @@ SCHEMAS = {
         "Tensor? input_indices=None, str activation='none', float slope=0.01, "
         "Tensor(a!)? usage=None) -> Tensor"
     ),
+    "lstm": (
+        "(Tensor input, Tensor[] weight, Tensor[] bias, Tensor? lengths=None, Tensor? hidden=None, "
+        "Tensor? cell=None, *, bool batch_first=False, Tensor? first=None, "
+        "Tensor(a!)? usage=None) -> (Tensor, Tensor, Tensor)"
+    ),
     "max_pool2d": (
         "(Tensor input, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding=0, "
         "SymInt[2] dilation=1, bool ceil_mode=False) -> Tensor"

@@ -3,6 +3,7 @@
 
 #include "conv2d.h"
 #include "linear.h"
+#include "lstm.h"
 #include "max_pool2d.h"
 #include "pack.h"
 
@@ -14,6 +15,7 @@ struct Kernels {
   void (*conv2d)(const Conv2dParams&, double* usage, int64_t begin, int64_t end);
   // Fills in the fields of `p` that say how to go about it.
   void (*conv2d_plan)(Conv2dParams& p, int64_t threads);
+  void (*lstm)(const LstmParams&, double* usage, int64_t begin, int64_t end);
   void (*max_pool2d)(const MaxPool2dParams&, int64_t begin, int64_t end);
   void (*pack)(const PackParams&, int64_t begin, int64_t end);
 };
@@ -30,6 +32,7 @@ namespace DYNPRUNE_ISA {
 void linear_range(const LinearParams&, double*, int64_t, int64_t);
 void conv2d_range(const Conv2dParams&, double*, int64_t, int64_t);
 void conv2d_plan(Conv2dParams&, int64_t);
+void lstm_range(const LstmParams&, double*, int64_t, int64_t);
 void max_pool2d_range(const MaxPool2dParams&, int64_t, int64_t);
 void pack_range(const PackParams&, int64_t, int64_t);
 const Kernels* table();

@@ -10,7 +10,7 @@
 
 namespace dynprune::DYNPRUNE_ISA {
 
-constexpr int kSlots = 5;
+constexpr int kSlots = 7;
 
 // 64-byte aligned floats that live as long as the thread. Each slot is a buffer of its own.
 inline float* scratch(int slot, int64_t floats) {

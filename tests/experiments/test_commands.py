@@ -156,11 +156,14 @@ def test_results(finished: tuple[Path, str]) -> None:
     assert results["config"]["limit"] == 128
     assert {"config", "machine", "versions", "protocol", "training"} <= set(results)
     assert list(results["runs"]) == [
-        "contribution", "mean_abs", "contribution lstsq 0,1", "contribution mean 0,1"
+        "contribution",
+        "mean_abs",
+        "contribution lstsq 0,1",
+        "contribution mean 0,1",
     ]
     narrow = results["runs"]["contribution lstsq 0,1"]
-    assert [narrow["prune_threshold"], narrow["reactivate_threshold"]] == [0.2, 0.3]
-    assert list(narrow["return"]) == ["0.2/0.3", "0.05/0.1"]
+    assert [narrow["prune_threshold"], narrow["reactivate_threshold"]] == [0.6, 0.7]
+    assert list(narrow["return"]) == ["0.6/0.7", "0.05/0.1"]
     assert narrow["compensation"] == "lstsq"
     assert list(results["traffic_mean"]) == ["lstsq", "mean"]
     assert results["traffic_mean"]["lstsq"]["operations_share"] == narrow["operations_share"]
@@ -200,6 +203,6 @@ def test_output(finished: tuple[Path, str]) -> None:
     assert "no network in tests" in " ".join(output.split())
     assert all(len(line) <= TABLE_WIDTH for line in output.splitlines())
     assert "…" not in output
-    for text in ("dense, all classes", "mean_abs 0.05/0.1", "dense, 0,1", "contribution 0.2/0.3"):
+    for text in ("dense, all classes", "mean_abs 0.05/0.1", "dense, 0,1", "contribution 0.6/0.7 lstsq"):
         assert text in output
     assert output.splitlines()[-1] == f"written: {folder / 'results.json'}"

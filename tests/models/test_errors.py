@@ -53,7 +53,10 @@ CONFIGS = {
         {"prune_threshold": 0.2},
         r"expected prune_threshold at most reactivate_threshold \(0.1\)",
     ),
-    "compensation": ({"compensation": "median"}, "expected compensation one of mean, lstsq, none, got 'median'"),
+    "compensation": (
+        {"compensation": "median"},
+        "expected compensation one of mean, lstsq, none, got 'median'",
+    ),
     "criterion": ({"criterion": "size"}, "expected criterion one of contribution, mean_abs or a callable"),
     "interval": ({"canary_interval": 0}, "expected canary_interval a whole number of at least 1, got 0"),
     "rows": ({"canary_rows": 2.5}, "expected canary_rows a whole number of at least 1, got 2.5"),
