@@ -7,6 +7,7 @@
 
 #include "output.h"
 #include "pack.h"
+#include "pick.h"
 #include "run.h"
 
 namespace dynprune {
@@ -63,6 +64,34 @@ int64_t row_tile(int64_t rows, int64_t panels) {
   return std::clamp<int64_t>((rows + wanted - 1) / wanted, 8, kRowTile);
 }
 
+// Few rows read far more weights than they do arithmetic: where most inputs are zero, as after a ReLU, the others'
+// weights are all that is read. Returns whether it did the work.
+bool skip_inputs(const LinearParams& p, const std::optional<at::Tensor>& usage) {
+  constexpr int64_t kLeastWeights = 256 * 256;
+  constexpr double kMostPicked = 0.6;  // of the inputs; above, reading straight through is as fast
+  if (p.rows == 0 || p.rows > kSparseRows || p.input_indices != nullptr || p.depth * p.units < kLeastWeights) {
+    return false;
+  }
+  const int64_t most = static_cast<int64_t>(kMostPicked * static_cast<double>(p.depth));
+  const std::vector<int64_t> picked = pick_inputs(p.input, p.input_stride, p.rows, p.depth, 0.f, most);
+  if (picked.empty()) return false;
+  SparseInputParams s{};
+  s.input = p.input;
+  s.input_stride = p.input_stride;
+  s.picked = picked.data();
+  s.count = static_cast<int64_t>(picked.size());
+  s.weight = p.weight;
+  s.bias = p.bias;
+  s.output = p.output;
+  s.rows = p.rows;
+  s.depth = p.depth;
+  s.units = p.units;
+  s.activation = p.activation;
+  run_tasks(sparse_input_tasks(s), s.rows * s.count * s.units, s.units, usage,
+            [&](double* sums, int64_t begin, int64_t end) { kernels().sparse_input(s, sums, begin, end); });
+  return true;
+}
+
 }  // namespace
 
 at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
@@ -94,6 +123,7 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::
   p.units = operands.units;
   p.row_tile = row_tile(p.rows, panel_count(p.units));
   p.activation = spec;
+  if (skip_inputs(p, usage)) return output;
   run_tasks(linear_tasks(p), p.rows * p.depth * p.units, p.units, usage,
             [&](double* sums, int64_t begin, int64_t end) { kernels().linear(p, sums, begin, end); });
   return output;

@@ -25,6 +25,7 @@ native = _native.load()
 if native is None:
     _library.impl("linear", reference.linear, "CPU")
     _library.impl("conv2d", reference.conv2d, "CPU")
+    _library.impl("sparse_input_linear", reference.sparse_input_linear, "CPU")
     _library.impl("lstm", lstm_reference.lstm, "CPU")
     _library.impl("max_pool2d", reference.max_pool2d, "CPU")
 
@@ -72,6 +73,11 @@ def _conv2d_fake(
     ]
     shape = (input.shape[0], _units(weight, 5, bias, indices), *size)
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("dynprune::sparse_input_linear", lib=_library)  # type: ignore[untyped-decorator]
+def _sparse_input_linear_fake(input: Tensor, weight: Tensor, bias: Tensor, **options: object) -> Tensor:
+    return input.new_empty((input.shape[0], bias.shape[0]))
 
 
 @torch.library.register_fake("dynprune::lstm", lib=_library)  # type: ignore[untyped-decorator]

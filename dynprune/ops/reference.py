@@ -231,6 +231,53 @@ def linear(
     return y
 
 
+SPARSE_ROWS = 8
+
+
+def sparse_input_linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    threshold: float = 0.0,
+    activation: str = "none",
+    slope: float = 0.01,
+    usage: Tensor | None = None,
+) -> Tensor:
+    """``linear`` for few rows that leaves out the inputs no row needs, and does not read their weights.
+
+    Args:
+        input: ``[rows, in]``, at most 8 rows.
+        weight: packed ``[1, in, padded out]``.
+        bias: ``[out]``.
+        threshold: an input is left out where ``|x| <= threshold`` in every row; at 0 the result is that
+            of ``linear`` within rounding.
+        activation: one of :data:`ACTIVATIONS`.
+        slope: of ``leaky_relu``.
+        usage: float64 ``[4, out]``, added to.
+
+    Returns:
+        ``[rows, out]``.
+
+    Raises:
+        ValueError: a shape, dtype or value is not as above.
+    """
+    op = "sparse_input_linear"
+    expect(
+        input.dim() == 2 and input.shape[0] <= SPARSE_ROWS,
+        op,
+        f"an input [rows, features] of at most {SPARSE_ROWS} rows",
+        list(input.shape),
+    )
+    expect(bias.dim() == 1, op, "a bias [units]", list(bias.shape))
+    packed = [1, input.shape[1], padded_units(len(bias))]
+    expect(list(weight.shape) == packed, op, f"a contiguous packed weight {packed}", list(weight.shape))
+    expect(threshold >= 0, op, "a threshold of at least 0", threshold)
+    needed = ~(input.abs() <= threshold).all(0)
+    kept = torch.where(needed, input, 0.0)
+    return linear(kept, weight, bias, activation=activation, slope=slope, usage=usage)
+
+
 def _taps_cut(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:
     """Taps cut off at the low and high end for each output position: int64 ``[2, out]``."""
     position = torch.arange(out)[:, None] * stride - padding + torch.arange(kernel) * dilation

@@ -21,6 +21,10 @@ SCHEMAS = {
         "Tensor? cell=None, *, bool batch_first=False, Tensor? first=None, "
         "Tensor(a!)? usage=None) -> (Tensor, Tensor, Tensor)"
     ),
+    "sparse_input_linear": (
+        "(Tensor input, Tensor weight, Tensor bias, *, float threshold=0.0, str activation='none', "
+        "float slope=0.01, Tensor(a!)? usage=None) -> Tensor"
+    ),
     "max_pool2d": (
         "(Tensor input, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding=0, "
         "SymInt[2] dilation=1, bool ceil_mode=False) -> Tensor"

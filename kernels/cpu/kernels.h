@@ -6,6 +6,7 @@
 #include "lstm.h"
 #include "max_pool2d.h"
 #include "pack.h"
+#include "sparse_input.h"
 
 namespace dynprune {
 
@@ -17,6 +18,7 @@ struct Kernels {
   void (*conv2d_plan)(Conv2dParams& p, int64_t threads);
   void (*lstm)(const LstmParams&, double* usage, int64_t begin, int64_t end);
   void (*max_pool2d)(const MaxPool2dParams&, int64_t begin, int64_t end);
+  void (*sparse_input)(const SparseInputParams&, double* usage, int64_t begin, int64_t end);
   void (*pack)(const PackParams&, int64_t begin, int64_t end);
 };
 
@@ -34,6 +36,7 @@ void conv2d_range(const Conv2dParams&, double*, int64_t, int64_t);
 void conv2d_plan(Conv2dParams&, int64_t);
 void lstm_range(const LstmParams&, double*, int64_t, int64_t);
 void max_pool2d_range(const MaxPool2dParams&, int64_t, int64_t);
+void sparse_input_range(const SparseInputParams&, double*, int64_t, int64_t);
 void pack_range(const PackParams&, int64_t, int64_t);
 const Kernels* table();
 }  // namespace DYNPRUNE_ISA
