@@ -116,7 +116,7 @@ class LSTM(nn.LSTM):
         if self.training or needs_grad or data.dtype != torch.float32 or data.device.type != "cpu":
             return super().forward(input, hx)
         if isinstance(input, PackedSequence):
-            self.check_forward_args_packed(input, hx)
+            self._check_packed(input, hx)
             return self._run_packed(input, hx)
         if input.dim() not in (2, 3):
             raise ValueError(f"LSTM: expected an input of 2 or 3 dimensions, got {input.dim()}")
@@ -133,7 +133,7 @@ class LSTM(nn.LSTM):
             return y, (h, c)
         return y.squeeze(batch_dim), (h.squeeze(1), c.squeeze(1))
 
-    def check_forward_args_packed(self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None) -> None:
+    def _check_packed(self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None) -> None:
         """Raise ValueError where a packed input or its states do not fit."""
         if input.data.dim() != 2 or input.data.shape[1] != self.input_size:
             got = list(input.data.shape)

@@ -103,6 +103,10 @@ def lstm(
         "a weight and a bias for each of one or two directions",
         f"{len(weight)} and {len(bias)}",
     )
+    for b in bias:
+        expect(
+            b.dim() == 3 and b.shape[:2] == (2, 4), "lstm", "a contiguous bias [2, 4, units]", list(b.shape)
+        )
     x = input.transpose(0, 1) if batch_first else input
     steps, batch, depth = x.shape
     sizes = [b.shape[2] for b in bias]
@@ -124,6 +128,12 @@ def lstm(
             f"a {name} state [{batch}, {total}]",
             None if given is None else list(given.shape),
         )
+    expect(
+        first is None or first.shape == (batch, 4 * total),
+        "lstm",
+        f"first [{batch}, {4 * total}]",
+        None if first is None else list(first.shape),
+    )
     offset = 0
     for index, (packed, b, units) in enumerate(zip(weight, bias, sizes, strict=True)):
         expect(

@@ -20,10 +20,6 @@ struct Window {
 // Without columns beside the image, and with channels next to each other, the products can read the input itself.
 bool reads_input(const Conv2dParams& p) { return p.w.padding == 0 && p.stride_c == 1 && p.input_indices == nullptr; }
 
-int64_t window_rows(const Conv2dParams& p, int64_t rows) {
-  return (rows - 1) * p.h.stride + (p.h.kernel - 1) * p.h.dilation + 1;
-}
-
 int64_t window_columns(const Conv2dParams& p) { return p.w.in + 2 * p.w.padding; }
 
 Window window_of(const Conv2dParams& p, const Block& block, float* buffer) {

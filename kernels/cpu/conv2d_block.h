@@ -7,16 +7,9 @@
 
 namespace dynprune::DYNPRUNE_ISA {
 
-inline void copy(float* to, const float* from, int64_t n) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
-  if (i < n) store_part(to + i, load_part(from + i, n - i), n - i);
-}
-
-inline void zero(float* to, int64_t n) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(to + i, Floats{});
-  if (i < n) store_part(to + i, Floats{}, n - i);
+// Input rows that `rows` output rows read.
+inline int64_t window_rows(const Conv2dParams& p, int64_t rows) {
+  return (rows - 1) * p.h.stride + (p.h.kernel - 1) * p.h.dilation + 1;
 }
 
 // Columns [first, last) of row `ih` of an image, counted from the left border, to `to` [last - first, channels]; zeros

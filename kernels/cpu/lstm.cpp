@@ -36,26 +36,14 @@ int64_t running(const LstmParams& p, const Slice& s, int64_t step) {
 // Where step `step` of a direction lies in a sequence of this length.
 int64_t time_of(const LstmDirection& d, int64_t length, int64_t step) { return d.reverse ? length - 1 - step : step; }
 
-void copy_floats(float* to, const float* from, int64_t n) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
-  if (i < n) store_part(to + i, load_part(from + i, n - i), n - i);
-}
-
-void zero_floats(float* to, int64_t n) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(to + i, Floats{});
-  if (i < n) store_part(to + i, Floats{}, n - i);
-}
-
 void begin_states(const LstmParams& p, const Slice& s) {
-  zero_floats(s.hidden, s.rows * s.width);
-  zero_floats(s.next, s.rows * s.width);
-  zero_floats(s.cell, s.rows * s.width);
+  zero(s.hidden, s.rows * s.width);
+  zero(s.next, s.rows * s.width);
+  zero(s.cell, s.rows * s.width);
   for (int64_t r = 0; r < s.rows; ++r) {
     const int64_t at = row_of(p, s, r) * p.total + s.direction->offset;
-    if (p.hidden != nullptr) copy_floats(s.hidden + r * s.width, p.hidden + at, s.direction->units);
-    if (p.cell != nullptr) copy_floats(s.cell + r * s.width, p.cell + at, s.direction->units);
+    if (p.hidden != nullptr) copy(s.hidden + r * s.width, p.hidden + at, s.direction->units);
+    if (p.cell != nullptr) copy(s.cell + r * s.width, p.cell + at, s.direction->units);
   }
 }
 
@@ -64,10 +52,10 @@ void end_rows(const LstmParams& p, const Slice& s, int64_t begin, int64_t end) {
   const LstmDirection& d = *s.direction;
   for (int64_t r = begin; r < end; ++r) {
     const int64_t row = row_of(p, s, r), at = row * p.total + d.offset;
-    copy_floats(p.last_hidden + at, s.hidden + r * s.width, d.units);
-    copy_floats(p.last_cell + at, s.cell + r * s.width, d.units);
+    copy(p.last_hidden + at, s.hidden + r * s.width, d.units);
+    copy(p.last_cell + at, s.cell + r * s.width, d.units);
     for (int64_t t = length_of(p, row); t < p.steps; ++t) {
-      zero_floats(p.output + t * p.output_stride_t + row * p.output_stride_b + d.offset, d.units);
+      zero(p.output + t * p.output_stride_t + row * p.output_stride_b + d.offset, d.units);
     }
   }
 }
@@ -172,7 +160,7 @@ void run_slice(const LstmParams& p, int64_t task, double* usage) {
       const int64_t here = running(p, s, step);
       for (int64_t r = 0; r < here; ++r, ++staged_rows) {
         const int64_t row = row_of(p, s, r), t = time_of(d, length_of(p, row), step);
-        copy_floats(staged + staged_rows * p.depth, p.input + t * p.stride_t + row * p.stride_b, p.depth);
+        copy(staged + staged_rows * p.depth, p.input + t * p.stride_t + row * p.stride_b, p.depth);
       }
     }
     Taps taps{staged, p.depth, 0, 0, 1, 1, p.depth};
@@ -182,11 +170,11 @@ void run_slice(const LstmParams& p, int64_t task, double* usage) {
     }
     const float* from = product_in;
     for (int64_t step = begin; step < end && rows > 0; ++step) {
-      const bool zero = step == 0 && p.hidden == nullptr;
+      const bool from_zero = step == 0 && p.hidden == nullptr;
       taps = {s.hidden, s.width, 0, 0, 1, 1, d.units};
       for (int64_t panel = 0; panel < panels; ++panel) {
-        if (zero) {
-          zero_floats(product_h, rows * kPanel);
+        if (from_zero) {
+          zero(product_h, rows * kPanel);
         } else {
           multiply_run(rows, taps, d.weight + panel * weight_panel + p.depth * kPanel, kPanel, product_h, kPanel);
         }

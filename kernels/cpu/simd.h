@@ -54,6 +54,18 @@ inline void store_part(float* p, Floats v, int64_t lanes) {
 #endif
 }
 
+inline void copy(float* to, const float* from, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+  if (i < n) store_part(to + i, load_part(from + i, n - i), n - i);
+}
+
+inline void zero(float* to, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, Floats{});
+  if (i < n) store_part(to + i, Floats{}, n - i);
+}
+
 inline Floats select(Ints condition, Floats yes, Floats no) { return condition ? yes : no; }
 inline Floats vmax(Floats a, Floats b) { return select(a > b, a, b); }
 inline Floats vmin(Floats a, Floats b) { return select(a < b, a, b); }

@@ -23,10 +23,6 @@ int64_t pair_tile(int64_t width) {
 
 int64_t pairs_per_row(const Conv2dParams& p) { return (p.w.out + 1) / 2; }
 
-int64_t input_rows(const Conv2dParams& p, int64_t rows) {
-  return (rows - 1) * p.h.stride + (p.h.kernel - 1) * p.h.dilation + 1;
-}
-
 // Columns that the pairs of a row read, borders included.
 int64_t staged_columns(const Conv2dParams& p) { return 2 * pairs_per_row(p) + 2; }
 
@@ -72,7 +68,7 @@ void stage(const Conv2dParams& p, const Block& block, float* row, float* to, int
   const bool tight = p.input_indices == nullptr && p.stride_c == 1 && p.stride_w == channels;
   const int64_t left = min_of(pairs, (p.w.padding + 1) / 2);
   const int64_t right = tight ? max_of(left, min_of(pairs, (p.w.in + p.w.padding - 2 - more) / 2)) : left;
-  for (int64_t r = 0; r < input_rows(p, block.rows); ++r, to += pairs * channels) {
+  for (int64_t r = 0; r < window_rows(p, block.rows); ++r, to += pairs * channels) {
     const int64_t ih = top + r;
     if (ih < 0 || ih >= p.h.in) continue;  // left out of the products
     const float* inside = block.image + ih * p.stride_h + (2 * left - p.w.padding) * channels;
@@ -158,7 +154,7 @@ bool winograd_pays(const Conv2dParams& p, int64_t threads) {
 
 void winograd_range(const Conv2dParams& p, double* usage, int64_t begin, int64_t end) {
   const int64_t pairs = pairs_per_row(p), depth = p.h.kernel * 3 * p.channels;
-  const int64_t component = input_rows(p, p.block_rows) * pairs * p.channels + kLanes;
+  const int64_t component = window_rows(p, p.block_rows) * pairs * p.channels + kLanes;
   float* product = scratch(0, kProductFloats);
   float* input = scratch(1, kComponents * component);
   int32_t* zone = has_zones(p) ? reinterpret_cast<int32_t*>(scratch(2, p.block_rows * p.w.out)) : nullptr;

@@ -151,6 +151,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "lengths": ({"lengths": torch.tensor([4, 5, 1])}, "expected lengths from 0 to 4, got 5"),
     "count": ({"lengths": torch.tensor([4, 4])}, r"expected contiguous int64 lengths \[3\]"),
+    "bias": ({"bias": [torch.randn(4, 6)]}, r"expected a contiguous bias \[2, 4, units\], got \[4, 6\]"),
+    "first": ({"first": torch.randn(3, 6)}, r"expected first \[3, 24\], got \[3, 6\]"),
     "hidden": ({"hidden": torch.randn(3, 5)}, r"expected a hidden state \[3, 6\], got \[3, 5\]"),
 }
 
