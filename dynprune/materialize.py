@@ -6,51 +6,15 @@ import copy
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from dynprune.compact import CompactLSTM, ExpandUnits, with_ones_channel
 from dynprune.lowering import tables
 from dynprune.lowering.analyse import conv_padding
-from dynprune.lowering.ir import ExpandSite, LayerSite, Layout, NormSite, Program
-from dynprune.plan import build
+from dynprune.lowering.ir import ExpandSite, LayerSite, LSTMSite, NormSite, Program
+from dynprune.plan.build import norm_entry
+from dynprune.plan.inputs import Inputs
 from dynprune.plan.plan import Plan
-from dynprune.plan.substitute import Substitute
-
-
-class ExpandUnits(nn.Module):
-    """Full width again: the active units among constants, in PyTorch's order of a flattened image."""
-
-    index: Tensor
-    constants: Tensor
-    mixing: Tensor | None
-
-    def __init__(self, index: Tensor, substitute: Substitute, layout: Layout) -> None:
-        super().__init__()
-        self.register_buffer("index", index)
-        self.register_buffer("constants", substitute.constants.clone())
-        mixing = substitute.mixing
-        self.register_buffer("mixing", None if mixing is None else mixing[:, index])
-        self.dim = layout.dim
-        self.spatial = layout.spatial
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[batch, active ...]`` to ``[batch, units ...]``."""
-        units, shape = len(self.constants), list(x.shape)
-        if self.spatial > 1:
-            x = x.view(shape[0], len(self.index), self.spatial)
-        view, full = [1] * x.dim(), list(x.shape)
-        dim = 1 if self.spatial > 1 else self.dim
-        view[dim] = full[dim] = units
-        constants = self.constants.to(x.dtype).view(view).expand(full)
-        if self.mixing is not None:
-            constants = constants + (x.movedim(dim, -1) @ self.mixing.to(x.dtype).T).movedim(-1, dim)
-        y = constants.index_copy(dim, self.index, x)
-        return y.flatten(1) if self.spatial > 1 else y
-
-
-def with_ones_channel(x: Tensor) -> Tensor:
-    """``[batch, n, height, width]`` with one more channel of ones: it carries constants per tap."""
-    return F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0)
 
 
 class _Materializer:
@@ -70,14 +34,23 @@ class _Materializer:
         self.graph.lint()
         return fx.GraphModule(self.root, self.graph, "CompactModel").eval().requires_grad_(False)
 
-    def _kept(self, group: str) -> Tensor:
-        """Units the plain module has ``[n]``: the active ones; PyTorch wants one at least."""
-        index = self.plan.active[group].nonzero().flatten()
-        return index if len(index) else torch.zeros(1, dtype=torch.int64)
+    def _kept(self, *groups: str) -> Tensor:
+        """Units the plain module has of each group ``[n]``: the active ones; PyTorch wants one at least."""
+        parts, before = [], 0
+        for group in groups:
+            mask = self.plan.active[group]
+            index = mask.nonzero().flatten()
+            parts.append(before + (index if len(index) else torch.zeros(1, dtype=torch.int64)))
+            before += len(mask)
+        return torch.cat(parts)
 
-    def _substitute(self, read: int) -> Substitute:
-        value = self.plan.substitutes[self.program.reads[read].name]
-        return value if self.compensate else value.without()
+    def _inputs(self, read: int | None) -> Inputs:
+        if read is None:
+            return Inputs()
+        point = self.program.reads[read]
+        value = self.plan.substitutes[point.name]
+        substitute = value if self.compensate else value.without()
+        return Inputs(point.layout.join(self.plan.active), substitute, point.layout.spatial)
 
     def _node(self, node: fx.Node) -> fx.Node:
         program = self.program
@@ -96,8 +69,12 @@ class _Materializer:
             source = expanded.get(tables.source_of(node), self.values[tables.source_of(node)])
             if isinstance(site, LayerSite):
                 return self._layer(node, site, source)
+            if isinstance(site, LSTMSite):
+                module: nn.Module = self._lstm(site)
+                lengths = [self.values[n] for n in node.all_input_nodes[1:]]
+                return self._call(site.name.replace(".", "_"), module, source, *lengths)
             if isinstance(site, NormSite):
-                module = _compact_norm(site, self._kept(site.layout.group))
+                module = _compact_norm(site, self._kept(*site.layout.groups))
                 return self._call(str(node.target), module, source)
             return self._copy(node, {})
         if node in program.layouts and tables.is_flatten(node, self.modules):
@@ -126,24 +103,28 @@ class _Materializer:
             unique = f"{name}_{count}"
         return unique
 
-    def _call(self, name: str, module: nn.Module, source: fx.Node) -> fx.Node:
+    def _call(self, name: str, module: nn.Module, *sources: fx.Node) -> fx.Node:
         unique = self._free_name(name)
         self.root[unique] = module
-        return self.graph.call_module(unique, (source,))
+        return self.graph.call_module(unique, sources)
 
     def _expand(self, index: int, source: fx.Node) -> fx.Node:
         site = self.program.sites[index]
         assert isinstance(site, ExpandSite)
-        read = self.program.reads[site.read]
-        mask = self.plan.active[read.layout.group]
-        substitute = self._substitute(site.read)
-        kept = self._kept(read.layout.group)
-        module: nn.Module = ExpandUnits(kept, substitute, read.layout)
-        if not bool(mask.any()):
-            module = ExpandUnits(kept[:0], substitute, read.layout)
-            nothing = self.graph.call_function(drop_units, (self.values[source], read.layout.dim))
-            return self._call(f"expand_{index}", module, nothing)
+        inputs, layout = self._inputs(site.read), self.program.reads[site.read].layout
+        assert inputs.active is not None and inputs.substitute is not None
+        module = ExpandUnits(self._kept(*layout.groups), inputs.active, inputs.substitute, layout)
         return self._call(f"expand_{index}", module, self.values[source])
+
+    def _lstm(self, site: LSTMSite) -> CompactLSTM:
+        columns = None
+        if site.read is not None:
+            columns = self._kept(*self.program.reads[site.read].layout.groups)
+        steps = [(self._inputs(r), self._kept(g)) for r, g in zip(site.recurrent, site.groups, strict=True)]
+        if not steps:
+            everything = torch.arange(site.layer.hidden_size)
+            steps = [(Inputs(), everything) for _ in site.layer.suffixes]
+        return CompactLSTM(site, (self._inputs(site.read), columns), steps)
 
     def _layer(self, node: fx.Node, site: LayerSite, source: fx.Node) -> fx.Node:
         weight = site.module.weight.detach()
@@ -154,13 +135,13 @@ class _Materializer:
         weight, bias = weight[rows], bias[rows]
         taps: Tensor | None = None
         if site.read is not None:
-            layout = self.program.reads[site.read].layout
-            mask = self.plan.active[layout.group]
-            substitute = self._substitute(site.read)
+            inputs = self._inputs(site.read)
+            mask, substitute = inputs.active, inputs.substitute
+            assert mask is not None and substitute is not None
             missing = torch.where(mask, 0.0, substitute.constants).to(weight.dtype)
             gone = torch.einsum("nup,u->np", weight.view(len(rows), len(mask), -1).double(), missing.double())
-            by_unit = build.Inputs(mask, substitute).mixed(weight).view(len(rows), len(mask), -1)
-            kept = self._kept(layout.group)
+            by_unit = inputs.mixed(weight).view(len(rows), len(mask), -1)
+            kept = self._kept(*self.program.reads[site.read].layout.groups)
             weight = (by_unit[:, kept] * mask[kept].view(-1, 1)).reshape(len(rows), -1, *weight.shape[2:])
             if isinstance(site.module, nn.Linear) or conv_padding(site.module) == [0, 0]:
                 bias = bias + gone.sum(1).to(bias.dtype)
@@ -185,11 +166,6 @@ class _Materializer:
         return self._call(str(node.target), _filled(conv, weight, bias), source)
 
 
-def drop_units(x: Tensor, dim: int) -> Tensor:
-    """No unit at all along ``dim``, where PyTorch made us keep one."""
-    return x.narrow(dim, 0, 0)
-
-
 def _filled(module: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Module:
     with torch.no_grad():
         module.weight.copy_(weight)
@@ -199,7 +175,7 @@ def _filled(module: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.M
 
 
 def _compact_norm(site: NormSite, kept: Tensor) -> nn.Module:
-    old, entry = site.module, build.norm_entry(site, kept)
+    old, entry = site.module, norm_entry(site, kept)
     new = type(old)(len(kept), eps=old.eps, affine=old.affine, dtype=entry.mean.dtype)
     with torch.no_grad():
         assert new.running_mean is not None and new.running_var is not None

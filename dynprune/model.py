@@ -21,6 +21,7 @@ from dynprune.control.usage import UsageStats
 from dynprune.lowering.analyse import analyse
 from dynprune.lowering.emit import emit
 from dynprune.lowering.ir import Group, Program
+from dynprune.lowering.recurrent import split_lstms
 from dynprune.lowering.trace import annotate_shapes, describe, share_copy, trace
 from dynprune.plan.plan import Plan
 from dynprune.plan.record import Record
@@ -68,6 +69,8 @@ def accelerate(model: nn.Module, example_inputs: Any, config: Config | None = No
     traced = trace(dense)
     with torch.inference_mode(False), torch.no_grad():
         annotate_shapes(traced, args)
+        if split_lstms(traced):
+            annotate_shapes(traced, args)
         expected = dense(*args)
         program = emit(analyse(traced))
         accelerated = AcceleratedModel(model, program, config)
@@ -111,6 +114,12 @@ def _merge(parts: list[Any], join: Callable[[tuple[Tensor, ...]], Tensor]) -> An
     leaves = [pytree.tree_flatten(part) for part in parts]
     merged = [join(column) for column in zip(*(flat for flat, _ in leaves), strict=True)]
     return pytree.tree_unflatten(merged, leaves[0][1])
+
+
+def _alike(left: Any, right: Any) -> bool:
+    """Whether two structures hold rows of the same sizes."""
+    pairs = zip(pytree.tree_leaves(left), pytree.tree_leaves(right), strict=True)
+    return all(a.shape[1:] == b.shape[1:] for a, b in pairs)
 
 
 def _put_rows(parts: list[tuple[Any, Tensor]], rows: int) -> Any:
@@ -241,6 +250,9 @@ class AcceleratedModel(nn.Module):
         controller.report(seen)
         if not split:
             return dense
+        if not _alike(live, dense):  # sizes that depend on the rows, such as the longest sequence
+            self._row_wise = False
+            return live if guarded else self._run(plan, None, *args, **kwargs)
         return _put_rows([(live, others), (dense, chosen)], rows)
 
     def _check(self, args: tuple[Any, ...], expected: Any) -> None:
@@ -256,8 +268,9 @@ class AcceleratedModel(nn.Module):
         rows = _batch_size(args)
         if not rows or _batch_size(expected) != rows:
             return
-        # Twice the rows, the second half different, also from an example of equal rows: if the first
-        # half's outputs stay, rows do not look at each other, and canary rows may run on their own.
+        # Twice the rows, the new ones different also for an example of equal rows, and all in reverse: if
+        # the old ones' outputs stay, rows do not look at each other, neither at those before nor at those
+        # behind, and canary rows may run on their own.
         leaves = pytree.tree_leaves(expected)
         if not all(isinstance(v, Tensor) and v.dim() > 0 and v.shape[0] == rows for v in leaves):
             return
@@ -266,9 +279,9 @@ class AcceleratedModel(nn.Module):
             if t.dim() == 0 or t.shape[0] != rows:
                 return t
             if not t.is_floating_point():
-                return torch.cat([t, t.roll(1, 0)])
+                return torch.cat([t, t.roll(1, 0)]).flip(0)
             noise = torch.rand(t.shape, generator=torch.Generator().manual_seed(0), dtype=t.dtype)
-            return torch.cat([t, t * 0.5 + noise])
+            return torch.cat([t, t * 0.5 + noise]).flip(0)
 
         try:
             twice = self._run(plan, None, *pytree.tree_map_only(Tensor, double, args))
@@ -276,8 +289,8 @@ class AcceleratedModel(nn.Module):
             return  # a forward with a fixed batch size
         if _batch_size(twice) != 2 * rows:
             return
-        first = _take_rows(twice, torch.arange(rows), 2 * rows)
-        self._row_wise = _close(first, got, _ROW_TOLERANCE)
+        old = _take_rows(twice, torch.arange(2 * rows).flip(0)[:rows], 2 * rows)
+        self._row_wise = _close(old, got, _ROW_TOLERANCE)
         if self._row_wise:
             images = [n.meta.get("shape") for n in self._program.traced.graph.nodes]
             sizes = [4 * math.prod(s[1:]) for s in images if s is not None and len(s) == 4]

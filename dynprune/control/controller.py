@@ -21,9 +21,9 @@ from dynprune.control.drift import DriftDetector
 from dynprune.control.guard import Guard
 from dynprune.control.prediction import RunningProducts, predict_pruned
 from dynprune.control.usage import RunningMean, RunningUsage, UsageStats
-from dynprune.lowering.ir import LayerSite, Program
+from dynprune.lowering.ir import Program
 from dynprune.ops.reference import UNIT_ALIGN
-from dynprune.plan.build import PlanBuilder
+from dynprune.plan.build import PlanBuilder, squared_columns
 from dynprune.plan.plan import Plan
 from dynprune.plan.record import Record
 from dynprune.plan.substitute import Substitute
@@ -59,7 +59,7 @@ class Statistics:
     def __init__(self, program: Program, window: int) -> None:
         self.program = program
         self.usage = {n: RunningUsage(g.units, window) for n, g in program.groups.items()}
-        units = [program.groups[read.layout.group].units for read in program.reads]
+        units = [sum(program.groups[g].units for g in read.layout.groups) for read in program.reads]
         self.means = [RunningMean(n, window) for n in units]
         self.products = [RunningProducts(n, window) for n in units]
         self.rows = 0
@@ -79,13 +79,14 @@ class Statistics:
         """Read point -> what is to stand in for the units of its group that are not ``active``."""
         result = {}
         for index, read in enumerate(self.program.reads):
-            group = read.layout.group
+            mask = read.layout.join(active)
             if compensation == "none":
-                value = Substitute(torch.zeros(self.program.groups[group].units))
+                value = Substitute(torch.zeros(len(mask)))
             elif compensation == "lstsq":
-                value = predict_pruned(self.products[index], active[group])
+                value = predict_pruned(self.products[index], mask)
             elif read.same_as_usage:
-                value = Substitute(self.usage[group].stats().mean.float())
+                means = {name: self.usage[name].stats().mean.float() for name in read.layout.groups}
+                value = Substitute(read.layout.join(means))
             else:
                 value = Substitute(self.means[index].mean().float())
             result[read.name] = value
@@ -146,19 +147,16 @@ class Controller:
             self.publish(previous=self.dense_plan)
 
     def _reader_norms(self, name: str) -> list[Tensor]:
-        group, norms = self.program.groups[name], []
-        for index in group.reads:
-            read = self.program.reads[index]
-            site = self.program.sites[read.consumer]
-            if not isinstance(site, LayerSite):
-                norms.append(torch.ones(group.units, dtype=torch.float64))
-                continue
-            weight = site.module.weight.detach().double()
-            scale, _ = site.fold()
-            square = weight.square().flatten(1)
-            if scale is not None:
-                square = square * scale.double().square()[:, None]
-            norms.append(square.sum(0).view(group.units, -1).sum(1))
+        """``||W[:, j]||^2`` at each read point of a group ``[units]``; ones where no layer reads."""
+        norms = []
+        for index in self.program.groups[name].reads:
+            groups = self.program.reads[index].layout.groups
+            sizes = [self.program.groups[g].units for g in groups]
+            square = squared_columns(self.program, index)
+            if square is None:
+                square = torch.ones(sum(sizes), dtype=torch.float64)
+            per_unit = square.view(sum(sizes), -1).sum(1)
+            norms.append(torch.split(per_unit, sizes)[groups.index(name)])
         return norms
 
     # What forwards ask ----------------------------------------------------------------------------

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import operator
 
 import torch
 from torch import fx, nn
 
-from dynprune.lowering import tables
+from dynprune.lowering import recurrent, shapes, tables
 from dynprune.lowering.ir import (
     ActivationSite,
     ExpandSite,
     Group,
     LayerSite,
     Layout,
+    LSTMSite,
     NormSite,
     Note,
     Read,
     Site,
 )
+from dynprune.lowering.recurrent import LSTMLayer
 from dynprune.lowering.tables import Activation
+
+_NEVER_PRUNED = "kernel; never pruned: its units reach an output of the model"
 
 
 @dataclasses.dataclass
@@ -77,7 +83,7 @@ class _Analyser:
         self.modules = tables.visible_modules(traced)
         self.result = Analysis(traced, self.modules)
         self.layers: dict[fx.Node, nn.Linear | nn.Conv2d] = {}
-        self.untouched: dict[str, Layout] = {}  # group -> layout directly at its usage site
+        self.direct: set[fx.Node] = set()  # values whose units are as the usage saw them
 
     def run(self) -> Analysis:
         nodes = list(self.result.traced.graph.nodes)
@@ -91,6 +97,8 @@ class _Analyser:
                 continue
             if node in self.layers:
                 self._layer(node)
+            elif node.op == "call_module" and isinstance(self.modules[str(node.target)], LSTMLayer):
+                self._lstm(node)
             else:
                 self._other(node)
         self._name_reads()
@@ -98,9 +106,12 @@ class _Analyser:
 
     def _find_layer(self, node: fx.Node) -> None:
         module = self.modules[str(node.target)]
+        if isinstance(module, nn.LSTM):  # those that can be lowered are split into layers by now
+            self._note(node, f"dense: {recurrent.why_not(node, module)}")
+            return
         if type(module) not in (nn.Linear, nn.Conv2d) and not _is_ours(module):
-            if isinstance(module, (nn.LSTM, nn.GRU, nn.RNN)):
-                self._note(node, f"dense: {type(module).__name__} is not lowered yet")
+            if isinstance(module, (nn.GRU, nn.RNN)):
+                self._note(node, f"dense: {type(module).__name__} has no kernel")
             elif type(module) is nn.Module:
                 self._note(node, "dense: it has forward hooks")
             return
@@ -124,27 +135,59 @@ class _Analyser:
         site = LayerSite(name, module, activation, norm)
         shape = node.meta["shape"]
         index = self._add_site(node, site)
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        layout = self.result.layouts.get(source)
-        if layout is not None:
-            if self._fits(module, source, layout):
-                site.read = self._add_read(layout, index, source)
-            else:
-                self._expand(node, source)
+        site.read = self._read_input(node, module, index)
         if self._reaches_output(end):
-            self._note(node, "kernel; never pruned: its units reach an output of the model")
+            self._note(node, _NEVER_PRUNED)
             return
         dim = 1 if isinstance(module, nn.Conv2d) else len(shape) - 1
         site.group = name
         self.result.groups[name] = Group(name, site.units, index, index)
-        self.result.layouts[end] = Layout(name, dim)
-        if activation.kind == "none":
-            self._find_usage_site(end, name)
+        self.result.layouts[end] = Layout((name,), dim)
+        if activation.kind != "none" or not self._find_usage_site(end, name):
+            self.direct.add(end)
         parts = [type(module).__name__]
         parts += ["batch norm"] if norm is not None else []
         parts += [activation.kind] if activation.kind != "none" else []
         self._note(node, f"kernel ({' + '.join(parts)}); {site.units} units may be pruned")
+
+    def _lstm(self, node: fx.Node) -> None:
+        layer = self.modules[str(node.target)]
+        assert isinstance(layer, LSTMLayer)
+        name = self._call_name(node.meta["name"])
+        site = LSTMSite(name, layer)
+        index = self._add_site(node, site)
+        site.read = self._read_input(node, layer, index)
+        kind = "LSTM, both directions" if len(layer.suffixes) == 2 else "LSTM"
+        if any(self._reaches_output(part) for part in node.users):
+            self.result.notes.append(Note(name, _NEVER_PRUNED))
+            return
+        site.groups = tuple(f"{name}{'_reverse' * way}" for way in range(len(layer.suffixes)))
+        reads = []
+        for group in site.groups:
+            self.result.groups[group] = Group(group, layer.hidden_size, index, index)
+            reads.append(self._add_read(Layout((group,), 1), index, direct=True, reader="recurrent"))
+        site.recurrent = tuple(reads)
+        for part in node.users:
+            which = part.args[1]
+            assert part.target is operator.getitem and isinstance(which, int)
+            if which == 0:
+                self.result.layouts[part] = Layout(site.groups, 2)
+                self.direct.add(part)
+            else:
+                self.result.layouts[part] = Layout((site.groups[(which - 1) % len(site.groups)],), 1)
+        units = " + ".join([str(layer.hidden_size)] * len(site.groups))
+        self.result.notes.append(Note(name, f"kernel ({kind}); {units} units may be pruned"))
+
+    def _read_input(self, node: fx.Node, module: nn.Module, index: int) -> int | None:
+        """The read point of a layer's input where it is compact, after an expansion where it does not fit."""
+        source = tables.source_of(node)
+        layout = self.result.layouts.get(source)
+        if layout is None:
+            return None
+        if not self._fits(module, source, layout):
+            self._expand(node, source)
+            return None
+        return self._add_read(layout, index, direct=source in self.direct)
 
     def _call_name(self, target: str) -> str:
         names = {site.name for site in self.result.sites}
@@ -200,21 +243,25 @@ class _Analyser:
         if node.op != "call_module":
             return False
         module = self.modules[str(node.target)]
-        return any(p.dim() >= 2 for p in module.parameters())
+        return isinstance(module, LSTMLayer) or any(p.dim() >= 2 for p in module.parameters())
 
-    def _find_usage_site(self, end: fx.Node, group: str) -> None:
-        """The first activation behind a layer without a fused one, past ops that keep units apart."""
+    def _find_usage_site(self, end: fx.Node, group: str) -> bool:
+        """The first activation behind a layer without a fused one, past ops that keep units apart.
+
+        False if there is none.
+        """
         user = _only_user(end)
         while user is not None:
             if tables.find_activation(user, self.modules) is not None:
                 user.meta["usage_of"] = group
-                return
+                return True
             norm = user.op == "call_module" and isinstance(
                 self.modules[str(user.target)], (nn.BatchNorm1d, nn.BatchNorm2d)
             )
             if not (norm or tables.is_pool(user, self.modules)):
-                return
+                return False
             user = _only_user(user)
+        return False
 
     # Everything else ----------------------------------------------------------------------------
 
@@ -222,7 +269,10 @@ class _Analyser:
         sources = [n for n in node.all_input_nodes if n in self.result.layouts]
         if not sources or tables.is_batch_size(node):
             return
-        kept = self._keep(node, self.result.layouts[sources[0]]) if len(sources) == 1 else None
+        if shapes.concatenated(node) is not None:
+            kept = self._concatenate(node)
+        else:
+            kept = self._keep(node, self.result.layouts[sources[0]]) if len(sources) == 1 else None
         if kept is not None:
             self.result.layouts[node] = kept
             return
@@ -233,16 +283,23 @@ class _Analyser:
         """The layout behind an op that keeps units apart; None if it may mix them."""
         module = self.modules[str(node.target)] if node.op == "call_module" else None
         shape: tuple[int, ...] = node.meta.get("in_shape") or ()
-        image = layout.dim == 1 and layout.spatial == 1 and len(shape) == 4
+        image = layout.dim == 1 and layout.spatial == 1 and len(shape) in (3, 4)
         if "usage_of" in node.meta:
             activation = tables.find_activation(node, self.modules)
             assert activation is not None
             group = self.result.groups[node.meta["usage_of"]]
             group.usage_site = self._add_site(node, ActivationSite(node.name, activation, layout))
+            self.direct.add(node)
             return layout
         if tables.is_elementwise(node, self.modules):
             return layout
-        if image and (tables.is_pool(node, self.modules) or tables.is_spatial_mean(node)):
+        if image and tables.is_pool(node, self.modules):
+            return layout
+        if layout.spatial == 1 and shape:
+            dim = shapes.dim_behind(node, layout.dim, shape)
+            if dim is not None:
+                return Layout(layout.groups, dim)
+        if node.target is operator.getitem and shapes.is_pair(tables.source_of(node)):
             return layout
         flat = layout.dim == 1 and len(shape) == 2
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -251,39 +308,60 @@ class _Analyser:
                 return layout
             return None
         if (image or flat) and tables.is_flatten(node, self.modules):
-            pixels = shape[2] * shape[3] if image else layout.spatial
-            return Layout(layout.group, 1, pixels)
+            pixels = math.prod(shape[2:]) if image else layout.spatial
+            return Layout(layout.groups, 1, pixels)
         return None
+
+    def _concatenate(self, node: fx.Node) -> Layout | None:
+        """The layout of groups one behind the other; None where something else is between them."""
+        found = shapes.concatenated(node)
+        assert found is not None
+        parts, dim = found
+        layouts = [self.result.layouts.get(part) for part in parts]
+        groups: list[str] = []
+        for layout in layouts:
+            if layout is None or layout.dim != dim or layout.spatial > 1:
+                return None
+            groups += layout.groups
+        if len(set(groups)) != len(groups):
+            return None
+        if all(part in self.direct for part in parts):
+            self.direct.add(node)
+        return Layout(tuple(groups), dim)
 
     def _expand(self, node: fx.Node, source: fx.Node) -> None:
         layout = self.result.layouts[source]
-        name = f"{layout.group}:{node.name}"
+        name = f"{layout.name}:{node.name}"
         index = len(self.result.sites)
-        self.result.sites.append(ExpandSite(name, self._add_read(layout, index, source)))
+        read = self._add_read(layout, index, direct=source in self.direct, reader=node.name)
+        self.result.sites.append(ExpandSite(name, read))
         self.result.expanded.setdefault(node, {})[source] = index
         reader = "the output" if node.op == "output" else f"{node.op} {node.target}"
-        self.result.notes.append(Note(node.name, f"reads {layout.group} at full width: {reader}"))
+        self.result.notes.append(Note(node.name, f"reads {layout.name} at full width: {reader}"))
 
     def _add_site(self, node: fx.Node, site: Site) -> int:
         self.result.sites.append(site)
         self.result.site_of[node] = len(self.result.sites) - 1
         return len(self.result.sites) - 1
 
-    def _add_read(self, layout: Layout, consumer: int, source: fx.Node) -> int:
+    def _add_read(self, layout: Layout, consumer: int, *, direct: bool, reader: str = "") -> int:
         index = len(self.result.reads)
-        group = self.result.groups[layout.group]
-        end = self.result.site_of.get(self.result.fused.get(source, source))
-        direct = end == group.usage_site and layout.spatial == 1
-        self.result.reads.append(Read("", layout, consumer, direct))
-        group.reads.append(index)
+        name = reader or self.result.sites[consumer].name
+        self.result.reads.append(Read(name, layout, consumer, direct))
+        for group in layout.groups:
+            self.result.groups[group].reads.append(index)
         return index
 
     def _name_reads(self) -> None:
-        for group in self.result.groups.values():
-            for index in group.reads:
-                read = self.result.reads[index]
-                reader = self.result.sites[read.consumer].name.removeprefix(f"{group.name}:")
-                read.name = group.name if len(group.reads) == 1 else f"{group.name}:{reader}"
+        """Name every read point after what it reads, and its reader where the groups have others."""
+        for index, read in enumerate(self.result.reads):
+            site = self.result.sites[read.consumer]
+            own_steps = isinstance(site, LSTMSite) and index in site.recurrent
+            alone = all(len(self.result.groups[name].reads) == 1 for name in read.layout.groups)
+            if not alone or own_steps:
+                read.name = f"{read.layout.name}:{read.name}"
+            else:
+                read.name = read.layout.name
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

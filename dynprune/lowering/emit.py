@@ -10,18 +10,17 @@ from torch import Tensor, fx, nn
 
 from dynprune.lowering import tables
 from dynprune.lowering.analyse import Analysis
-from dynprune.lowering.ir import LayerSite, Program
+from dynprune.lowering.ir import LayerSite, LSTMSite, Program
 from dynprune.ops import reference
 
 
-def run_entry(plan: Any, index: int, record: Any, x: Tensor) -> Tensor:
+def run_entry(plan: Any, index: int, record: Any, x: Tensor, *more: Tensor) -> Any:
     """Run one entry of a plan; the program's only way to its weights."""
-    y: Tensor = plan.entries[index](x, record)
-    return y
+    return plan.entries[index](x, record, *more)
 
 
 class PoolUnits(nn.Module):
-    """A pooling op on a compact image, which may have no channel at all (PyTorch refuses that)."""
+    """A pooling op on a compact image or sequence, also of no channel at all, which PyTorch refuses."""
 
     def __init__(self, pool: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Any) -> None:
         super().__init__()
@@ -30,7 +29,7 @@ class PoolUnits(nn.Module):
         self.kwargs = dict(kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[batch, active, height, width]`` to the pooled size."""
+        """``[batch, active, ...]`` to the pooled size."""
         if x.shape[1] == 0:
             one = x.new_zeros((x.shape[0], 1, *x.shape[2:]))
             return self.pool(one, *self.args, **self.kwargs)[:, :0]
@@ -53,11 +52,11 @@ class MaxPoolUnits(nn.Module):
 
 
 def flatten_units(x: Tensor) -> Tensor:
-    """``[batch, active, height, width]`` to ``[batch, height * width * active]``, units fastest.
+    """``[batch, active, ...]`` to ``[batch, positions * active]``, units fastest.
 
     For a channels-last image this is a view.
     """
-    return x if x.dim() == 2 else x.permute(0, 2, 3, 1).flatten(1)
+    return x if x.dim() == 2 else x.movedim(1, -1).flatten(1)
 
 
 def emit(analysis: Analysis) -> Program:
@@ -68,8 +67,8 @@ def emit(analysis: Analysis) -> Program:
     record = graph.placeholder("dynprune_record")
     values: dict[fx.Node, fx.Node] = {}
 
-    def entry(index: int, x: fx.Node) -> fx.Node:
-        return graph.call_function(run_entry, (plan, index, record, x))
+    def entry(index: int, x: fx.Node, *more: fx.Node) -> fx.Node:
+        return graph.call_function(run_entry, (plan, index, record, x, *more))
 
     for node in traced.graph.nodes:
         if node in analysis.fused:
@@ -77,11 +76,11 @@ def emit(analysis: Analysis) -> Program:
         elif node in analysis.site_of:
             index, source = analysis.site_of[node], tables.source_of(node)
             site = analysis.sites[index]
-            if isinstance(site, LayerSite) and source in analysis.expanded.get(node, {}):
-                x = entry(analysis.expanded[node][source], values[source])
-            else:
-                x = values[source]
-            values[node] = entry(index, x)
+            x = values[source]
+            if isinstance(site, (LayerSite, LSTMSite)) and source in analysis.expanded.get(node, {}):
+                x = entry(analysis.expanded[node][source], x)
+            # An LSTM's lengths, where it has some.
+            values[node] = entry(index, x, *(values[n] for n in node.all_input_nodes[1:]))
         elif node in analysis.layouts:
             values[node] = _keep(graph, holder, modules, values, node)
         else:
@@ -125,10 +124,9 @@ def _keep(
     values: dict[fx.Node, fx.Node],
     node: fx.Node,
 ) -> fx.Node:
-    """An op that keeps units apart, on the compact tensor."""
-    source = values[tables.source_of(node)]
+    """An op that keeps units apart, on compact tensors."""
     if tables.is_flatten(node, modules):
-        return graph.call_function(flatten_units, (source,))
+        return graph.call_function(flatten_units, (values[tables.source_of(node)],))
     if tables.is_pool(node, modules):
         geometry = tables.max_pool_geometry(node, modules)
         pool: Any = modules[str(node.target)] if node.op == "call_module" else node.target
@@ -137,6 +135,6 @@ def _keep(
             name,
             PoolUnits(pool, node.args[1:], node.kwargs) if geometry is None else MaxPoolUnits(geometry),
         )
-        return graph.call_module(name, (source,))
+        return graph.call_module(name, (values[tables.source_of(node)],))
     copied: fx.Node = graph.node_copy(node, lambda n: values[n])
     return copied

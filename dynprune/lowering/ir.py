@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from dynprune.lowering.recurrent import LSTMLayer
 from dynprune.lowering.tables import Activation
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the units of a group lie in a tensor.
+    """How the units of one group, or of several one behind the other, lie in a tensor.
 
     A compact image is ``[batch, active, height, width]``, channels last; flattened it is
     ``[batch, spatial * active]`` with the units fastest, which is the same memory. At full width
     the flattened order is PyTorch's: the pixels fastest.
     """
 
-    group: str
+    groups: tuple[str, ...]
     dim: int  # dimension of the units
     spatial: int = 1  # pixels of a flattened image
+
+    @property
+    def name(self) -> str:
+        """The groups, in one word."""
+        return "+".join(self.groups)
+
+    def join(self, of_group: Mapping[str, Tensor]) -> Tensor:
+        """One tensor ``[units]`` from those of the groups."""
+        parts = [of_group[name] for name in self.groups]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @dataclasses.dataclass
 class Read:
-    """A read point: where a layer, or an op the lowering does not know, reads a group's units."""
+    """A read point: where a layer, or an op the lowering does not know, reads units of groups."""
 
     name: str  # key in constants()
     layout: Layout
@@ -68,6 +80,17 @@ class LayerSite:
 
 
 @dataclasses.dataclass
+class LSTMSite:
+    """One layer of an LSTM, with the read points that its own steps are; no group where never pruned."""
+
+    name: str
+    layer: LSTMLayer
+    read: int | None = None  # read point of the input, if the input is compact
+    groups: tuple[str, ...] = ()  # of each direction
+    recurrent: tuple[int, ...] = ()  # read points of each direction
+
+
+@dataclasses.dataclass
 class NormSite:
     """A batch norm that stands alone: one scale and shift per unit."""
 
@@ -93,7 +116,7 @@ class ExpandSite:
     read: int
 
 
-Site = LayerSite | NormSite | ActivationSite | ExpandSite
+Site = LayerSite | LSTMSite | NormSite | ActivationSite | ExpandSite
 
 
 @dataclasses.dataclass

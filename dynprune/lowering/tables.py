@@ -67,9 +67,18 @@ _SCALAR_FUNCTIONS = {
     torch.mul,
 }
 
-_POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_POOL_MODULES = (
+    nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d,
+    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
+)  # fmt: skip
 _POOL_FUNCTIONS = {
+    F.max_pool1d, torch.max_pool1d, F.avg_pool1d, F.adaptive_avg_pool1d, F.adaptive_max_pool1d,
     F.max_pool2d, torch.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d,
+}  # fmt: skip
+_MAX_POOL_MODULES = (nn.MaxPool1d, nn.AdaptiveMaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool2d)
+_MAX_POOL_FUNCTIONS = {
+    F.max_pool1d, torch.max_pool1d, F.adaptive_max_pool1d,
+    F.max_pool2d, torch.max_pool2d, F.adaptive_max_pool2d,
 }  # fmt: skip
 
 
@@ -136,8 +145,8 @@ def is_max_pool(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if not is_pool(node, modules):
         return False
     if node.op == "call_module":
-        return isinstance(modules[str(node.target)], (nn.MaxPool2d, nn.AdaptiveMaxPool2d))
-    return node.target in (F.max_pool2d, torch.max_pool2d, F.adaptive_max_pool2d)
+        return isinstance(modules[str(node.target)], _MAX_POOL_MODULES)
+    return node.target in _MAX_POOL_FUNCTIONS
 
 
 class MaxPool(NamedTuple):
@@ -170,18 +179,6 @@ def max_pool_geometry(node: fx.Node, modules: dict[str, nn.Module]) -> MaxPool |
     if len(pairs) != 4 or not all(len(p) == 2 and all(isinstance(n, int) for n in p) for p in pairs):
         return None
     return MaxPool(pairs[0], pairs[1], pairs[2], pairs[3], bool(values[4]))
-
-
-def is_spatial_mean(node: fx.Node) -> bool:
-    """Whether a node averages ``[batch, channels, height, width]`` over height and width."""
-    method = node.op == "call_method" and node.target == "mean"
-    function = node.op == "call_function" and node.target is torch.mean
-    if not (method or function) or len(node.meta.get("in_shape", ())) != 4:
-        return False
-    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    if not isinstance(dims, (tuple, list)) or node.kwargs.get("dtype") is not None:
-        return False
-    return sorted(d % 4 for d in dims if isinstance(d, int)) == [2, 3]
 
 
 def is_flatten(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

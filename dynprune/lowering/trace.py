@@ -34,6 +34,8 @@ class TraceError(ValueError):
 class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__(autowrap_functions=(pack_padded_sequence, pad_packed_sequence))
+        # Those two are called through their module as well.
+        self._autowrap_search.append(nn.utils.rnn)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         ours = type(m).__module__.startswith("dynprune.nn")
@@ -71,6 +73,10 @@ def trace(model: nn.Module) -> fx.GraphModule:
             f"({error}) at {_where(error)}. Accelerate a submodule without that line, or build the "
             "model of dynprune.nn modules"
         ) from error
+    for node in graph.nodes:
+        # Marked nodes make the generated code register their function for all later traces, by a
+        # qualified name that those then fail to find.
+        node.meta.pop("is_wrapped", None)
     traced = fx.GraphModule(model, graph)
     modules = tables.visible_modules(traced)
     for node in list(graph.nodes):

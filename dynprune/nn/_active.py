@@ -10,20 +10,22 @@ from torch import Tensor, nn
 
 from dynprune.lowering.ir import LayerSite, Layout
 from dynprune.lowering.tables import Activation
-from dynprune.plan.build import Inputs
-from dynprune.plan.entries import Entry, expand
+from dynprune.plan.entries import Conv2dEntry, LinearEntry, expand
+from dynprune.plan.inputs import Inputs
+
+LayerEntry = LinearEntry | Conv2dEntry
 
 
 class ActiveUnits:
     """The active set of a layer, and its packed form; rebuilt when the set or the weights change."""
 
-    def __init__(self, owner: nn.Linear | nn.Conv2d, make: Callable[..., Entry], dim: int) -> None:
+    def __init__(self, owner: nn.Linear | nn.Conv2d, make: Callable[..., LayerEntry], dim: int) -> None:
         self.units = int(owner.weight.shape[0])
         self.make = make
         self.dim = dim
         self.mask = torch.ones(self.units, dtype=torch.bool)
         self.constants = torch.zeros(self.units)
-        self._built: tuple[Any, Entry, Tensor] | None = None
+        self._built: tuple[Any, LayerEntry, Tensor] | None = None
 
     def set(self, mask: Tensor, constants: Tensor | None) -> None:
         """Compute the units of ``mask`` ``[units]`` only; the others are ``constants`` ``[units]``."""
@@ -57,4 +59,4 @@ class ActiveUnits:
         y = built[1](x, None)
         if len(built[2]) == self.units:
             return y
-        return expand(y, built[2], self.constants, Layout("", self.dim % y.dim()))
+        return expand(y, built[2], self.constants, Layout((), self.dim % y.dim()))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dynprune.lowering.analyse import conv_padding
 from dynprune.nn._active import ActiveUnits
 from dynprune.nn.linear import needs_grad
-from dynprune.plan.build import conv2d_entry
+from dynprune.plan.conv2d import conv2d_entry
 
 
 class Conv2d(nn.Conv2d):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dynprune.nn._active import ActiveUnits
-from dynprune.plan.build import linear_entry
+from dynprune.plan.linear import linear_entry
 
 
 class Linear(nn.Linear):

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from dynprune import ops
+from dynprune.plan.inputs import Inputs
+from dynprune.plan.lstm import direction_bias, pack_direction
+from dynprune.plan.substitute import Substitute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +21,10 @@ class _Choice:
     mask: Tensor
     constants: Tensor
     cells: Tensor
+
+    @property
+    def substitute(self) -> Substitute:
+        return Substitute(self.constants)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,34 +209,25 @@ class LSTM(nn.LSTM):
 
     def _build(self) -> list[_Built]:
         layers, ways = [], 2 if self.bidirectional else 1
-        columns, before = None, None  # of the layer's input: active columns, constants of the others
+        inputs = Inputs()
         for layer in range(self.num_layers):
             names = self.directions[layer * ways : (layer + 1) * ways]
-            parts = [self._build_direction(name, columns, before) for name in names]
+            parts = [self._build_direction(name, inputs) for name in names]
             layers.append(_Built(*(list(part) for part in zip(*parts, strict=True))))
             mask = torch.cat([self._choices[name].mask for name in names])
             constants = torch.cat([self._choices[name].constants for name in names])
-            columns = None if bool(mask.all()) else mask.nonzero().flatten()
-            before = torch.where(mask, 0.0, constants)
+            inputs = Inputs(mask, Substitute(constants))
         return layers
 
-    def _build_direction(
-        self, name: str, columns: Tensor | None, before: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        choice = self._choices[name]
+    def _build_direction(self, name: str, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        mask, own = self._choices[name].mask, Inputs(self._choices[name].mask, self._choices[name].substitute)
         weight_ih, weight_hh = (getattr(self, f"weight_{p}_{name}").detach() for p in ("ih", "hh"))
         bias = weight_ih.new_zeros(4 * self.hidden_size)
         if self.bias:
             bias = getattr(self, f"bias_ih_{name}").detach() + getattr(self, f"bias_hh_{name}").detach()
-        if before is not None:
-            bias = bias + weight_ih @ before
-        # A pruned unit's constant enters from the second step on; at the first its initial state does.
-        later = bias + weight_hh @ torch.where(choice.mask, 0.0, choice.constants)
-        kept = choice.mask.nonzero().flatten()
-        both = torch.stack([bias, later]).view(2, 4, -1).index_select(2, kept)
-        gone = weight_hh.view(4, self.hidden_size, -1)[:, choice.mask][:, :, ~choice.mask].flatten(0, 1)
-        packed = ops.pack_lstm(weight_ih, weight_hh, None if len(kept) == self.hidden_size else kept, columns)
-        return packed, both.contiguous(), gone
+        gone = weight_hh.view(4, self.hidden_size, -1)[:, mask][:, :, ~mask].flatten(0, 1)
+        packed = pack_direction(weight_ih, weight_hh, inputs, own)
+        return packed, direction_bias(weight_ih, weight_hh, bias, inputs, own), gone
 
 
 def _widen(x: Tensor, mask: Tensor, constants: Tensor) -> Tensor:

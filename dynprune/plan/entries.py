@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +17,17 @@ from dynprune.ops import reference
 from dynprune.plan.record import Record
 
 
-def _read(record: Record | None, index: int | None, x: Tensor, layout: Layout | None) -> None:
-    """Note the sums of a full-width tensor over everything but its units, at a read point."""
+def read(
+    record: Record | None,
+    index: int | None,
+    x: Tensor,
+    layout: Layout | None,
+    positions: int | None = None,
+) -> None:
+    """Note the sums of a full-width tensor over everything but its units, at a read point.
+
+    ``positions`` is how many values of each unit count where padding, of zeros, does not.
+    """
     if record is None or not record.want_reads or index is None or layout is None:
         return
     if layout.spatial > 1:
@@ -29,7 +37,7 @@ def _read(record: Record | None, index: int | None, x: Tensor, layout: Layout | 
         dim = layout.dim
     others = [d for d in range(x.dim()) if d != dim]
     sums = x.sum(others).double() if others else x.double()
-    record.add_read(index, sums, x.numel() // max(1, x.shape[dim]))
+    record.add_read(index, sums, x.numel() // max(1, x.shape[dim]) if positions is None else positions)
     if record.want_products:
         flat = x.movedim(dim, -1).reshape(-1, x.shape[dim])
         record.add_products(index, (flat.T @ flat).double())
@@ -54,7 +62,7 @@ class LinearEntry:
         """Run on ``x``."""
         if record is None:
             return self.op(x, self.weight, self.bias, activation=self.activation, slope=self.slope)
-        _read(record, self.read, x, self.read_layout)
+        read(record, self.read, x, self.read_layout)
         usage = record.usage_of(self.group, self.bias.shape[0])
         y = self.op(x, self.weight, self.bias, activation=self.activation, slope=self.slope, usage=usage)
         rows = 1
@@ -87,7 +95,7 @@ class Conv2dEntry:
         """Run on ``x``."""
         usage = None
         if record is not None:
-            _read(record, self.read, x, self.read_layout)
+            read(record, self.read, x, self.read_layout)
             usage = record.usage_of(self.group, self.bias.shape[-1])
         y = self.op(
             x,
@@ -105,6 +113,43 @@ class Conv2dEntry:
             record.operations += pixels * self.macs
             record.dense_operations += pixels * self.dense_operations
         return y
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LSTMEntry:
+    """One layer of an LSTM on the active units of its directions."""
+
+    op: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    weight: list[Tensor]  # of each direction
+    bias: list[Tensor]  # of each direction [2, 4, active]
+    batch_first: bool
+    groups: tuple[str, ...]  # of each direction; empty: no usage is wanted
+    read: int | None
+    read_layout: Layout | None
+    recurrent: tuple[int, ...]  # read points of the steps to measure, as ``read``
+    dense_operations: int  # per step of a row
+    macs: int  # per step of a row
+
+    def __call__(self, x: Tensor, record: Record | None, lengths: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The outputs, then the last hidden state of each direction, then the last cell states."""
+        sizes = [bias.shape[2] for bias in self.bias]
+        usage = None
+        if record is not None and record.want_usage and self.groups:
+            usage = x.new_zeros((reference.USAGE_ROWS, sum(sizes)), dtype=torch.float64)
+        y, hidden, cell = self.op(
+            x, self.weight, self.bias, lengths, batch_first=self.batch_first, usage=usage
+        )  # fmt: skip
+        if record is not None:
+            steps = x.shape[0] * x.shape[1] if lengths is None else int(lengths.sum())
+            read(record, self.read, x, self.read_layout, steps)
+            for index, part in zip(self.recurrent, torch.split(y, sizes, 2), strict=False):
+                read(record, index, part, Layout((), 2), steps)
+            if usage is not None:
+                for group, part in zip(self.groups, torch.split(usage, sizes, 1), strict=True):
+                    record.add_usage(group, part)
+            record.operations += steps * self.macs
+            record.dense_operations += steps * self.dense_operations
+        return y, *torch.split(hidden, sizes, 1), *torch.split(cell, sizes, 1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -155,7 +200,7 @@ class ExpandEntry:
 
     def __call__(self, x: Tensor, record: Record | None) -> Tensor:
         """Run on ``x``."""
-        _read(record, self.read, x, self.layout)
+        read(record, self.read, x, self.layout)
         return expand(x, self.index, self.constants, self.layout, self.mixing)
 
 
@@ -185,5 +230,4 @@ def expand(
     return x.flatten(1) if layout.spatial > 1 else x
 
 
-Entry = LinearEntry | Conv2dEntry | NormEntry | ActivationEntry | ExpandEntry
-AnyEntry = Callable[[Tensor, Any], Tensor]
+Entry = LinearEntry | Conv2dEntry | LSTMEntry | NormEntry | ActivationEntry | ExpandEntry

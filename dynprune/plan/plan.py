@@ -10,6 +10,9 @@ from torch import Tensor
 from dynprune.plan.entries import Entry
 from dynprune.plan.substitute import Substitute
 
+# What an entry's weights were built from, and what its bias was beyond that.
+Key = tuple[tuple[Hashable, ...], tuple[Hashable, ...]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -19,14 +22,14 @@ class Plan:
         entries: one per call site of the program.
         active: group -> BoolTensor ``[units]``.
         substitutes: read point -> what stands in for pruned units there.
-        keys: what each entry was built from; an entry is shared with the next plan where it agrees.
+        keys: of each entry; one is shared with the next plan where it agrees.
         serial: counts publications.
     """
 
     entries: tuple[Entry, ...]
     active: Mapping[str, Tensor]
     substitutes: Mapping[str, Substitute]
-    keys: tuple[tuple[Hashable, ...], ...]
+    keys: tuple[Key, ...]
     serial: int = 0
 
     @property

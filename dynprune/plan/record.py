@@ -40,6 +40,10 @@ class Record:
             self.usage[group] = torch.zeros(USAGE_ROWS, active, dtype=torch.float64)
         return self.usage[group]
 
+    def add_usage(self, group: str, usage: Tensor) -> None:
+        """Add usage ``[4, active]`` that a kernel summed on its own."""
+        self.usage[group] = self.usage[group] + usage if group in self.usage else usage
+
     def add_read(self, index: int, sums: Tensor, positions: int) -> None:
         """Add sums ``[units]`` (float64) over ``positions`` values each at a read point."""
         if index in self.reads:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dynprune import AcceleratedModel
+from tests.models.masked_lstm import MaskedLSTM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Reader:
 
     Attributes:
         module: its qualified name.
-        group: whose units it reads.
+        group: whose units it reads; several joined by "+" where they lie one behind the other.
         key: in ``constants()``; the group's name where it is read once.
         argument: which of the module's arguments holds the units.
         pixels: of a flattened image.
@@ -53,13 +54,18 @@ def masked_dense(
     active, constants, mixing = fast.active(), fast.constants(), fast.mixing()
     for reader in readers:
         key = reader.key or reader.group
-        mask, fixed = active[reader.group], constants[key].double()
+        mask = torch.cat([active[name] for name in reader.group.split("+")])
+        fixed = constants[key].double()
         shares = mixing[key].double() if key in mixing else fixed.new_zeros(len(fixed), len(fixed))
         if not compensate:
             fixed, shares = torch.zeros_like(fixed), torch.zeros_like(shares)
         _replace_pruned(dense.get_submodule(reader.module), reader, mask, fixed, shares)
+    for name, module in list(dense.named_modules()):
+        if isinstance(module, nn.LSTM) and f"{name}.l0" in active:
+            masked = MaskedLSTM(module, name, active, constants, mixing if compensate else None)
+            dense.set_submodule(name, masked)
     with torch.no_grad():
-        return dense(*(x.double() for x in inputs))
+        return dense(*(x.double() if x.is_floating_point() else x for x in inputs))
 
 
 def _replace_pruned(module: nn.Module, reader: Reader, mask: Tensor, fixed: Tensor, shares: Tensor) -> None:

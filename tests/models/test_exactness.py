@@ -25,7 +25,7 @@ def force_random_sets(fast: dynprune.AcceleratedModel, share: float, seed: int) 
 def frozen(model: nn.Module, *x: Tensor, compensation: str = "mean") -> dynprune.AcceleratedModel:
     """Accelerated, with stand-ins from other traffic than the one it is tested on, frozen."""
     fast = dynprune.accelerate(model, x, dynprune.Config(compensation=compensation))
-    fast.calibrate([tuple(t * 0.5 + 0.1 for t in x), x])
+    fast.calibrate([tuple(t * 0.5 + 0.1 if t.is_floating_point() else t.roll(1) for t in x), x])
     fast.freeze()
     return fast
 

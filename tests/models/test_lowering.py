@@ -226,10 +226,22 @@ GRAPHS = {
         [Reader("add", "a", argument=1)],
     ),
     "concatenation": lambda: Graph(
-        {"a": nn.Conv2d(2, 9, 3), "b": nn.Conv2d(2, 7, 3), "cat": Cat(), "out": nn.Conv2d(16, 3, 3)},
-        lambda m, x: m.out(m.cat(torch.relu(m.a(x)), torch.relu(m.b(x)))),
+        {"a": nn.Conv2d(2, 9, 3), "b": nn.Conv2d(2, 7, 3), "out": nn.Conv2d(16, 3, 3, padding=1)},
+        lambda m, x: m.out(torch.cat([torch.relu(m.a(x)), m.b(x).tanh()], dim=1)),
         IMAGES,
-        [Reader("cat", "a"), Reader("cat", "b", argument=1)],
+        [Reader("out", "a+b")],
+    ),
+    "concatenation, flattened": lambda: Graph(
+        {"a": nn.Conv2d(2, 9, 3), "b": nn.Conv2d(2, 7, 3), "out": nn.Linear(16 * 12, 3)},
+        lambda m, x: m.out(torch.cat([m.a(x), m.b(x)], -3).relu().flatten(1)),
+        (2, 2, 5, 6),
+        [Reader("out", "a+b", pixels=12)],
+    ),
+    "concatenation with something else": lambda: Graph(
+        {"a": nn.Linear(9, 7), "cat": Cat(), "out": nn.Linear(16, 3)},
+        lambda m, x: m.out(m.cat(x, torch.relu(m.a(x)))),
+        (5, 9),
+        [Reader("cat", "a", argument=1)],
     ),
     "attention": lambda: Graph(
         {"a": nn.Linear(9, 6), "b": nn.Linear(9, 12), "mm": Matmul(), "out": nn.Linear(12, 4)},
@@ -237,11 +249,17 @@ GRAPHS = {
         (3, 5, 9),
         [Reader("mm", "a", dim=2), Reader("mm", "b", argument=1, dim=2)],
     ),
-    "lstm": lambda: Graph(
-        {"a": nn.Linear(9, 12), "lstm": nn.LSTM(12, 5, batch_first=True), "out": nn.Linear(5, 4)},
-        lambda m, x: m.out(m.lstm(m.a(x).relu())[0]),
+    "recurrent layer without a kernel": lambda: Graph(
+        {"a": nn.Linear(9, 12), "gru": nn.GRU(12, 5, batch_first=True), "out": nn.Linear(5, 4)},
+        lambda m, x: m.out(m.gru(m.a(x).relu())[0]),
         (3, 5, 9),
-        [Reader("lstm", "a", dim=2)],
+        [Reader("gru", "a", dim=2)],
+    ),
+    "sequences": lambda: Graph(
+        {"a": nn.Linear(9, 12), "out": nn.Linear(12, 4)},
+        lambda m, x: m.out(m.a(x).relu().transpose(1, 2)[:, :, 1:].amax(2).unsqueeze(1)),
+        (3, 5, 9),
+        [Reader("out", "a")],
     ),
     "two readers": lambda: Graph(
         {
@@ -292,7 +310,7 @@ def test_graphs(make: Callable[[], Graph], share: float) -> None:
     graph = make()
     model, x = graph.build(), torch.randn(graph.shape)
     fast = frozen(model, x)
-    assert set(fast.groups) == {reader.group for reader in graph.readers}
+    assert set(fast.groups) == {name for reader in graph.readers for name in reader.group.split("+")}
     assert set(fast.constants()) == {reader.key or reader.group for reader in graph.readers} | {
         *graph.more_keys
     }

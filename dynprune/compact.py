@@ -1,0 +1,137 @@
+"""What a materialized model has beside standard modules."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynprune.lowering.ir import Layout, LSTMSite
+from dynprune.lowering.recurrent import run_lstm
+from dynprune.plan.inputs import Inputs
+from dynprune.plan.substitute import Substitute
+
+
+class ExpandUnits(nn.Module):
+    """Full width again: the active units among constants, in PyTorch's order of a flattened image.
+
+    Args:
+        kept: int64 ``[n]``, the units of the compact tensor; it has one at least of every group.
+        mask: bool ``[units]``, the active ones.
+        substitute: what stands in for the others.
+        layout: of the compact tensor.
+    """
+
+    index: Tensor
+    constants: Tensor
+    mixing: Tensor | None
+    real: Tensor | None
+
+    def __init__(self, kept: Tensor, mask: Tensor, substitute: Substitute, layout: Layout) -> None:
+        super().__init__()
+        real = mask[kept]
+        self.register_buffer("index", kept[real])
+        self.register_buffer("constants", substitute.constants.clone())
+        mixing = substitute.mixing
+        self.register_buffer("mixing", None if mixing is None else mixing[:, kept[real]])
+        self.register_buffer("real", None if bool(real.all()) else real.nonzero().flatten())
+        self.kept = len(kept)
+        self.dim = layout.dim
+        self.spatial = layout.spatial
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[batch, active ...]`` to ``[batch, units ...]``."""
+        units = len(self.constants)
+        if self.spatial > 1:
+            x = x.view(x.shape[0], self.kept, self.spatial)
+        view, full = [1] * x.dim(), list(x.shape)
+        dim = 1 if self.spatial > 1 else self.dim
+        if self.real is not None:
+            x = x.index_select(dim, self.real)
+        view[dim] = full[dim] = units
+        constants = self.constants.to(x.dtype).view(view).expand(full)
+        if self.mixing is not None:
+            constants = constants + (x.movedim(dim, -1) @ self.mixing.to(x.dtype).T).movedim(-1, dim)
+        y = constants.index_copy(dim, self.index, x)
+        return y.flatten(1) if self.spatial > 1 else y
+
+
+def with_ones_channel(x: Tensor) -> Tensor:
+    """``[batch, n, height, width]`` with one more channel of ones: it carries constants per tap."""
+    return F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0)
+
+
+class CompactLSTM(nn.Module):
+    """One layer of an LSTM on the kept units of its directions, by an ``nn.LSTM``.
+
+    That has the same number of units in both directions: the smaller one gets idle units, whose weights
+    are zero. The constants of pruned units enter the gates from the second step on; one more unit, which
+    is zero before the first step and tanh(1) behind every step, carries them in its recurrent weights.
+
+    Args:
+        site: of the layer.
+        inputs: what it reads, and the columns of that which are there, int64 ``[n]``.
+        steps: of each direction, the units it keeps, int64 ``[n]``, and what stands in for the others.
+    """
+
+    chosen: Tensor | None
+
+    def __init__(
+        self, site: LSTMSite, inputs: tuple[Inputs, Tensor | None], steps: list[tuple[Inputs, Tensor]]
+    ) -> None:
+        super().__init__()
+        layer, (reads, columns) = site.layer, inputs
+        self.sizes = [len(kept) for _, kept in steps]
+        carried = [own.pruned is not None and bool(own.pruned.any()) for own, _ in steps]
+        width = max(self.sizes) + any(carried)
+        dtype = layer.weights(0)[0].dtype
+        depth = layer.lstm.input_size if columns is None else len(columns)
+        self.lstm = nn.LSTM(
+            depth, width, batch_first=layer.batch_first, bidirectional=len(steps) == 2, dtype=dtype
+        )  # fmt: skip
+        with torch.no_grad():
+            for parameter in self.lstm.parameters():
+                parameter.zero_()
+            for way, (own, kept) in enumerate(steps):
+                self._fill(way, layer.weights(way), reads, columns, own, kept)
+        chosen = torch.cat([way * width + torch.arange(size) for way, size in enumerate(self.sizes)])
+        self.register_buffer("chosen", None if len(chosen) == width * len(steps) else chosen)
+
+    def _fill(
+        self,
+        way: int,
+        weights: tuple[Tensor, Tensor, Tensor],
+        reads: Inputs,
+        columns: Tensor | None,
+        own: Inputs,
+        kept: Tensor,
+    ) -> None:
+        name = ("l0", "l0_reverse")[way]
+        into_ih, into_hh = (getattr(self.lstm, f"weight_{part}_{name}") for part in ("ih", "hh"))
+        width, n = into_hh.shape[1], len(kept)
+        weight_ih, weight_hh, bias = weights
+        if reads.pruned is not None:
+            bias = bias + weight_ih @ reads.pruned.to(bias.dtype)
+        weight_ih, constant = reads.mixed(weight_ih), own.pruned
+        if columns is not None and reads.active is not None:
+            weight_ih = weight_ih[:, columns] * reads.active[columns]
+        hh = own.mixed(weight_hh)[:, kept]
+        if own.active is not None:
+            hh = hh * own.active[kept]
+        into_ih.view(4, width, -1)[:, :n] = weight_ih.view(4, -1, weight_ih.shape[1])[:, kept]
+        into_hh.view(4, width, -1)[:, :n, :n] = hh.view(4, -1, n)[:, kept]
+        into_bias = getattr(self.lstm, f"bias_ih_{name}").view(4, width)
+        into_bias[:, :n] = bias.view(4, -1)[:, kept]
+        if constant is not None and bool(constant.any()):
+            shares = (weight_hh @ constant.to(bias.dtype)).view(4, -1)[:, kept]
+            into_hh.view(4, width, -1)[:, :n, -1] = shares / math.tanh(1.0)
+            into_bias[:, -1] = torch.tensor([50.0, -50.0, 50.0, 50.0])  # gates open, the forget gate shut
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, ...]:
+        """As :func:`~dynprune.lowering.recurrent.run_lstm`, on kept units."""
+        y, *states = run_lstm(self.lstm, x, lengths)
+        if self.chosen is not None:
+            y = y.index_select(2, self.chosen)
+        return y, *(s[:, :size] for s, size in zip(states, self.sizes * 2, strict=True))

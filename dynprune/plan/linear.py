@@ -1,0 +1,59 @@
+"""Entries of linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynprune import ops
+from dynprune.lowering.ir import LayerSite
+from dynprune.ops import reference
+from dynprune.plan.entries import LinearEntry
+from dynprune.plan.inputs import Inputs, rows_of, runs_native
+
+
+def linear_entry(site: LayerSite, active: Tensor | None, inputs: Inputs, **common: Any) -> LinearEntry:
+    """The entry of a linear layer; ``active`` None computes every unit."""
+    weight = site.module.weight.detach()
+    scale, bias = site.fold()
+    rows, columns = rows_of(active), inputs.columns()
+    bias = linear_bias(weight, scale, bias, rows, inputs)
+    op: Callable[..., Tensor]
+    if runs_native(weight):
+        op = torch.ops.dynprune.linear.default
+        packed = ops.pack_linear(inputs.mixed(weight), rows, columns, scale)
+    else:
+        op = reference.linear
+        packed = _compact(inputs.mixed(weight), scale, rows, columns)
+    units, depth = len(bias), weight.shape[1] if columns is None else len(columns)
+    return LinearEntry(
+        op=op,
+        weight=packed,
+        bias=bias,
+        macs=units * depth,
+        dense_operations=weight.shape[0] * weight.shape[1],
+        **common,
+    )
+
+
+def linear_bias(
+    weight: Tensor, scale: Tensor | None, bias: Tensor, rows: Tensor | None, inputs: Inputs
+) -> Tensor:
+    """``b + W[:, pruned] @ constants`` over the rows computed ``[active]``."""
+    pruned = inputs.pruned
+    if pruned is not None and bool(pruned.any()):
+        missing = pruned.to(weight.dtype).repeat_interleave(inputs.spatial)
+        taken = weight @ missing
+        bias = bias + (taken if scale is None else taken * scale)
+    return bias if rows is None else bias.index_select(0, rows)
+
+
+def _compact(weight: Tensor, scale: Tensor | None, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    if scale is not None:
+        weight = weight * scale[:, None]
+    if rows is not None:
+        weight = weight.index_select(0, rows)
+    return weight if columns is None else weight.index_select(1, columns)
