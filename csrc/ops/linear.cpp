@@ -68,7 +68,9 @@ int64_t row_tile(int64_t rows, int64_t panels) {
 // weights are all that is read. Returns whether it did the work.
 bool skip_inputs(const LinearParams& p, const std::optional<at::Tensor>& usage) {
   constexpr int64_t kLeastWeights = 256 * 256;
-  constexpr double kMostPicked = 0.6;  // of the inputs; above, reading straight through is as fast
+  // Of the inputs; above, reading straight through is as fast, but for weights that come from memory, which this
+  // kernel fetches ahead.
+  const double kMostPicked = p.streamed ? 1.0 : 0.6;
   if (p.rows == 0 || p.rows > kSparseRows || p.input_indices != nullptr || p.depth * p.units < kLeastWeights) {
     return false;
   }
@@ -123,6 +125,8 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::
   p.units = operands.units;
   p.row_tile = row_tile(p.rows, panel_count(p.units));
   p.activation = spec;
+  constexpr int64_t kCachedWeights = 2 * 1024 * 1024;  // what L2 and a share of L3 hold
+  p.streamed = p.depth * p.units > kCachedWeights;
   if (skip_inputs(p, usage)) return output;
   run_tasks(linear_tasks(p), p.rows * p.depth * p.units, p.units, usage,
             [&](double* sums, int64_t begin, int64_t end) { kernels().linear(p, sums, begin, end); });

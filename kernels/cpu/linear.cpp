@@ -16,6 +16,19 @@ void gather_rows(const LinearParams& p, int64_t first, int64_t rows, float* to) 
   }
 }
 
+// product[rows, kPanel] = input * panel in blocks of the depth, each fetching the weights of the one after it. What lies
+// behind a panel is the next one.
+void multiply_streamed(int64_t rows, int64_t width, int64_t depth, const float* input, int64_t stride,
+                       const float* panel, float* product) {
+  constexpr int64_t kBlock = 128;
+  for (int64_t k = 0; k < depth; k += kBlock) {
+    const int64_t some = min_of(kBlock, depth - k);
+    const float* block = panel + k * width;
+    for (int64_t i = 0; i < some * width; i += kLanes) __builtin_prefetch(block + kBlock * width + i, 0, 2);
+    gemm_tile(rows, width, some, input + k, stride, block, width, product, kPanel, k > 0);
+  }
+}
+
 }  // namespace
 
 // usage: [kUsageRows, padded_units(units)] of this range, added to; nullptr: not wanted.
@@ -38,7 +51,12 @@ void linear_range(const LinearParams& p, double* usage, int64_t begin, int64_t e
       input_stride = p.depth;
     }
     const int64_t width = padded_units(units);
-    gemm_tile(rows, width, p.depth, input, input_stride, p.weight + unit * p.depth, width, product, kPanel, false);
+    const float* weight = p.weight + unit * p.depth;
+    if (p.streamed) {
+      multiply_streamed(rows, width, p.depth, input, input_stride, weight, product);
+    } else {
+      gemm_tile(rows, width, p.depth, input, input_stride, weight, width, product, kPanel, false);
+    }
     EpilogueTile t{};
     t.product = product;
     t.product_stride = kPanel;

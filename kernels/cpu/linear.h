@@ -14,6 +14,7 @@ struct LinearParams {
   float* output;                 // [rows, units], tight; aliases nothing
   int64_t rows, depth, units;
   int64_t row_tile;  // rows per task, at most kRowTile
+  bool streamed;     // the weights come from memory: fetch them ahead
   ActivationSpec activation;
 };
 
