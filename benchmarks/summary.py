@@ -89,19 +89,15 @@ def _case(row: dict[str, Any], figures: list[str]) -> str:
 
 
 def _overall(values: dict[str, Any]) -> str:
-    bar = values.get("bar") or asdict(Bar(worst=0.0))
-    known = "bar" in values
-    at_most = bar["at_most"]
+    bar = Bar(**values["bar"]) if "bar" in values else None
+    at_most = bar is not None and bar.at_most
 
-    def held(limit: float | None) -> str:
-        return (
-            "" if limit is None or not known else f" (bar {'at most' if at_most else 'at least'} {limit:g})"
-        )
+    def part(key: str, limit: float | None) -> str:
+        held = "" if limit is None else f" (bar {'at most' if at_most else 'at least'} {limit:g})"
+        return f"{key.replace('_', ' ')} {values[key]:.3f}{held}"
 
     tail, worst = ("percentile_95", "maximum") if at_most else ("percentile_5", "minimum")
-    text = (
-        f"geometric mean {values['geometric_mean']:.3f}{held(bar['mean'])}, "
-        f"{tail[-2:].lstrip('_')}th percentile {values[tail]:.3f}{held(bar['tail'])}, "
-        f"{worst} {values[worst]:.3f}{held(bar['worst'])}"
-    )
-    return text + ("" if not known else ": met" if values["met"] else ": MISSED")
+    if bar is None:
+        return ", ".join(part(key, None) for key in ("geometric_mean", tail, worst))
+    parts = part("geometric_mean", bar.mean), part(tail, bar.tail), part(worst, bar.worst)
+    return f"{', '.join(parts)}: {'met' if values['met'] else 'MISSED'}"
