@@ -84,11 +84,13 @@ def torch_pruning(module: nn.Module, x: Tensor, share: float) -> nn.Module:
 
     small = copy.deepcopy(module).requires_grad_(True)
     last = [m for m in small.modules() if isinstance(m, nn.Linear)][-1]
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():  # it follows the graph of gradients
         torch_pruning.pruner.MagnitudePruner(
             small, x, torch_pruning.importance.MagnitudeImportance(p=2),
             pruning_ratio=1 - share, ignored_layers=[last],
         ).step()  # fmt: skip
+    weights = [sum(p.numel() for p in m.parameters()) for m in (module, small)]
+    assert weights[1] <= 1.05 * share * weights[0], f"torch-pruning left {weights} weights"
     return small.requires_grad_(False)
 
 
