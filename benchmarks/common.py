@@ -76,8 +76,9 @@ def alternate(
 ) -> dict[str, float]:
     """Median seconds per call of each of ``runs``, sampled in turn (A B A B ...).
 
-    What slows the machine down for a while slows all of them down. Slow runs get fewer samples: no
-    more after ``budget`` seconds, but five at least.
+    What slows the machine down for a while slows all of them down. A call that is not timed comes before
+    each sample: what the one before left in the caches must not decide (some share their weights, others
+    do not). Slow runs get fewer samples: no more after ``budget`` seconds, but five at least.
     """
     calls = {name: calls_per_sample(run, seconds) for name, run in runs.items()}
     samples: dict[str, list[float]] = {name: [] for name in runs}
@@ -86,6 +87,7 @@ def alternate(
         if repeat >= 5 and time.perf_counter() - begin > budget:
             break
         for name, run in runs.items():
+            run()
             samples[name].append(seconds_of(run, calls[name]) / calls[name])
     return {name: median(values) for name, values in samples.items()}
 
