@@ -36,7 +36,7 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h')
 
-# More options of benchmarks.run: make bench BENCH="--no-compile".
+# BENCH: more options of benchmarks.run, such as --no-compile.
 bench: setup
 	for threads in 1 2; do \
 	  $(BIN)/python -m benchmarks.run --threads $$threads $(BENCH) && \

@@ -85,8 +85,7 @@ def runs_of(case: Case, compiling: bool, peers: bool) -> dict[str, Run]:
     if compiling:
         runs["compact-compiled"] = rivals.compiled(compact, x)
     if peers:
-        for name, run in rivals.peers().items():
-            runs[f"compact-{name}"] = run(compact, x)
+        runs.update({f"compact-{name}": run for name, run in rivals.peers(compact, x).items()})
         if rivals.installed("torch_pruning") and x.is_floating_point():
             small = rivals.torch_pruning(dense, x, case.percent / 100)
             runs.update(eager("torch-pruning-eager", small, x))

@@ -8,8 +8,8 @@ from __future__ import annotations
 import copy
 import importlib.util
 import io
+import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -36,7 +36,8 @@ def compiled(module: nn.Module, x: Tensor) -> Run:
 
     # A graph module has a forward of its own. Models that share one, as all nn.Sequential do, share a
     # cache as well: after eight of them torch.compile silently gives up and runs eager.
-    forward = torch.compile(fx.symbolic_trace(module).forward, dynamic=False)
+    graph = module if isinstance(module, fx.GraphModule) else fx.symbolic_trace(module)
+    forward = torch.compile(graph.forward, dynamic=False)
     with (
         inductor.patch(freezing=True, compile_threads=1),
         dynamo.patch(allow_rnn=True),
@@ -101,7 +102,15 @@ def installed(*names: str) -> bool:
     return all(importlib.util.find_spec(name) is not None for name in names)
 
 
-def peers() -> dict[str, Any]:
-    """Runtimes of the extra that are installed: name -> how to run a module on it."""
-    exporter = installed("onnx", "onnxscript")
-    return {name: run for name, run in PEERS.items() if exporter and installed(name)}
+def peers(module: nn.Module, x: Tensor) -> dict[str, Run]:
+    """``module`` on the runtimes that are installed; what one cannot run is left out, with a warning."""
+    runs = {}
+    for name, run in PEERS.items():
+        if installed("onnx", "onnxscript", name):
+            try:
+                runs[name] = run(module, x)
+                runs[name]()
+            except Exception as error:  # exporters and runtimes have many
+                warnings.warn(f"{name} left out: {type(error).__name__}: {error}", stacklevel=2)
+                runs.pop(name, None)
+    return runs
