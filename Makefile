@@ -36,9 +36,12 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h')
 
+# BENCH: more options of benchmarks.run, such as --no-compile.
 bench: setup
-	$(BIN)/python -m benchmarks.run
-	$(BIN)/python -m benchmarks.plot $$(ls -t benchmarks/results/*.json | head -n 1)
+	for threads in 1 2; do \
+	  $(BIN)/python -m benchmarks.run --threads $$threads $(BENCH) && \
+	  $(BIN)/python -m benchmarks.plot "$$(ls -t benchmarks/results/*.json | head -n 1)" || exit 1; \
+	done
 
 clean:
 	rm -rf build $(VENV) dynprune/_C*.so *.egg-info

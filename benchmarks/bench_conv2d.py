@@ -19,13 +19,16 @@ class Shape:
     channels: int
     units: int
     size: int  # of the square image
+    dense: int | None = None  # channels and units of the layer of which these are the active share
 
     @property
     def name(self) -> str:
+        if self.dense is not None:
+            return f"{self.batch}x{self.dense}-{self.size}px-{100 * self.units // self.dense}%"
         return f"{self.batch}x{self.channels}-{self.units}-{self.size}px"
 
 
-SHAPES = [
+SIZES = [
     Shape(1, 16, 16, 32),
     Shape(1, 33, 47, 32),
     Shape(1, 64, 64, 16),
@@ -43,6 +46,10 @@ SHAPES = [
     Shape(64, 256, 256, 8),
     Shape(64, 131, 243, 8),
 ]
+FRACTIONS = [
+    Shape(batch, active, active, 16, dense=100) for batch in (1, 64) for active in (100, 75, 50, 25, 10)
+]
+SHAPES = SIZES + FRACTIONS
 
 
 @contestants("ours", "eager", "eager-channels-last")

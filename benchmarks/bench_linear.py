@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import contestants, measure
+from benchmarks.common import Run, contestants, measure
 from dynprune import ops
 
 
@@ -25,28 +26,33 @@ class Shape:
 
     @property
     def active(self) -> int:
-        return self.width * self.percent // 100
+        return round(self.width * self.percent / 100)
 
 
 SHAPES = [
     Shape(batch, width, percent)
-    for batch in (1, 8, 64, 256)
-    for width in (512, 1024)
-    for percent in (100, 50, 25)
+    for batch in (1, 8, 64, 256, 1024)
+    for width in (512, 768, 1024, 4096)
+    if width < 4096 or batch <= 64
+    for percent in (100, 75, 50, 25, 10)
 ]
 
 
-@contestants("ours", "eager")
-@pytest.mark.parametrize("shape", SHAPES, ids=[shape.name for shape in SHAPES])
-def bench_linear(benchmark: Any, shape: Shape, contestant: str) -> None:
+@lru_cache(maxsize=1)  # the contestants of a case follow each other
+def runs_of(shape: Shape) -> dict[str, Run]:
     g = torch.Generator().manual_seed(0)
     x = torch.randn(shape.batch, shape.active, generator=g)
     weight = torch.randn(shape.active, shape.active, generator=g) / shape.active**0.5
     bias = torch.randn(shape.active, generator=g)
     packed = ops.pack_linear(weight)
     usage = torch.zeros(4, shape.active, dtype=torch.float64)
-    runs = {
+    return {
         "ours": lambda: torch.ops.dynprune.linear(x, packed, bias, activation="relu", usage=usage),
         "eager": lambda: F.relu(F.linear(x, weight, bias)),
     }
-    measure(benchmark, "linear", shape.name, contestant, runs)
+
+
+@contestants("ours", "eager")
+@pytest.mark.parametrize("shape", SHAPES, ids=[shape.name for shape in SHAPES])
+def bench_linear(benchmark: Any, shape: Shape, contestant: str) -> None:
+    measure(benchmark, "linear", shape.name, contestant, runs_of(shape))

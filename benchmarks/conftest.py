@@ -1,4 +1,7 @@
-"""Threads and denormals of the benchmarks: ``--bench-threads``, or DYNPRUNE_BENCH_THREADS, or 1."""
+"""Threads and denormals of the benchmarks: ``--bench-threads``, or DYNPRUNE_BENCH_THREADS, or 1.
+
+``--no-compile`` leaves out the contestants that need torch.compile.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from benchmarks import common
 def pytest_addoption(parser: pytest.Parser) -> None:
     threads = int(os.environ.get(common.THREADS_VARIABLE, "1"))
     parser.addoption("--bench-threads", type=int, default=threads, help="threads torch may use in benchmarks")
+    parser.addoption("--no-compile", action="store_true", help="leave torch.compile out of benchmarks")
 
 
 @pytest.fixture(autouse=True, scope="package")

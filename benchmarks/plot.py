@@ -1,7 +1,7 @@
 """Time against active fraction, from a file of results: ``python -m benchmarks.plot RESULTS.json``.
 
-Writes ``RESULTS-linear.png`` beside it: one panel per batch and width, ours beside the eager compact
-oracle. Needs the extra ``reports``.
+Writes ``RESULTS-SUITE.png`` beside it for every suite with cases named ``...-NN%``: one panel per shape or
+model, ours beside the oracles. Needs the extra ``reports``.
 """
 
 from __future__ import annotations
@@ -12,39 +12,55 @@ import re
 from pathlib import Path
 from typing import Any
 
-CASE = re.compile(r"(?P<shape>\d+x\d+)-(?P<active>\d+)%")
+CASE = re.compile(r"(?P<shape>.+)-(?P<active>\d+)%")
+SUITES = ("linear", "conv2d", "models")
+LINES = {  # label -> contestants, of which the fastest is drawn
+    "dynprune": ("ours",),
+    "eager compact oracle": ("eager", "eager-channels-last", "compact-eager", "compact-eager-channels-last"),
+    "compiled compact oracle": ("compact-compiled",),
+    "dense eager": ("dense-eager", "dense-eager-channels-last"),
+}
+COLUMNS = 3
+
+Panel = dict[str, list[tuple[int, float]]]  # label -> [(active percent, microseconds)]
 
 
-def series(cases: dict[str, Any]) -> dict[str, list[tuple[int, float, float]]]:
-    """Shape -> [(active percent, our microseconds, the oracle's)], by active percent."""
-    found: dict[str, list[tuple[int, float, float]]] = {}
+def panels(cases: dict[str, Any]) -> dict[str, Panel]:
+    """Shape -> its lines, by active percent."""
+    found: dict[str, Panel] = {}
     for name, row in cases.items():
         match = CASE.fullmatch(name)
-        if match:
-            medians = row["medians"]
-            point = (int(match["active"]), medians["ours"] * 1e6, medians[row["oracle"]] * 1e6)
-            found.setdefault(match["shape"], []).append(point)
-    return {shape: sorted(points) for shape, points in found.items()}
+        if match is None:
+            continue
+        panel = found.setdefault(match["shape"], {})
+        for label, contestants in LINES.items():
+            times = [row["medians"][c] for c in contestants if c in row["medians"]]
+            if times:
+                panel.setdefault(label, []).append((int(match["active"]), min(times) * 1e6))
+    return found
 
 
-def draw(results: dict[str, Any], target: Path) -> None:
+def draw(suite: str, shapes: dict[str, Panel], machine: dict[str, Any], target: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels = series(results["suites"]["linear"]["cases"])
-    rows = -(-len(panels) // 2)
-    figure, axes = pyplot.subplots(rows, 2, figsize=(8, 2.4 * rows), squeeze=False, layout="constrained")
-    for axis, (shape, points) in zip(axes.flat, panels.items(), strict=False):
-        active, ours, oracle = zip(*points, strict=True)
-        axis.plot(active, ours, marker="o", label="dynprune, with usage sums")
-        axis.plot(active, oracle, marker="s", linestyle="--", label="eager compact oracle")
-        axis.set(title=f"linear, rows x width {shape}", xlabel="active, %", ylabel="microseconds", ylim=0)
-    axes.flat[0].legend()
-    machine = results["machine"]
+    rows = -(-len(shapes) // COLUMNS)
+    figure, axes = pyplot.subplots(
+        rows, COLUMNS, figsize=(4 * COLUMNS, 2.4 * rows + 0.6), squeeze=False, layout="constrained"
+    )
+    for axis, (shape, panel) in zip(axes.flat, shapes.items(), strict=False):
+        for label, points in panel.items():
+            style = "o-" if label == "dynprune" else "s--"
+            axis.plot(*zip(*sorted(points), strict=True), style, label=label)
+        axis.set(title=f"{suite} {shape}", xlabel="active, %", ylabel="microseconds", ylim=0)
+    for axis in list(axes.flat)[len(shapes) :]:
+        axis.remove()
+    axes.flat[0].legend(fontsize="small")
     figure.suptitle(f"{machine['cpu']}, {machine['threads']} thread(s), float32, medians")
     figure.savefig(target, dpi=110)
+    pyplot.close(figure)
 
 
 def main() -> None:
@@ -53,9 +69,13 @@ def main() -> None:
     )
     parser.add_argument("results", type=Path)
     options = parser.parse_args()
-    target = options.results.with_name(f"{options.results.stem}-linear.png")
-    draw(json.loads(options.results.read_text()), target)
-    print(f"written to {target}")
+    results = json.loads(options.results.read_text())
+    for suite in SUITES:
+        shapes = panels(results["suites"].get(suite, {"cases": {}})["cases"])
+        if shapes:
+            target = options.results.with_name(f"{options.results.stem}-{suite}.png")
+            draw(suite, shapes, results["machine"], target)
+            print(f"written to {target}")
 
 
 if __name__ == "__main__":
