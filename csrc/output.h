@@ -1,4 +1,4 @@
-// Memory for what the ops return.
+// Memory for what the ops return, and for packed weights.
 #pragma once
 
 #include <ATen/ATen.h>

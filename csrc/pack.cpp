@@ -1,23 +1,42 @@
 #include "pack.h"
 
-#include <numeric>
 #include <vector>
 
+#include "output.h"
 #include "run.h"
 
 namespace dynprune {
 
 namespace {
 
+// Bit c % 16 of element c / 16 for every column c of a row, if `columns` rise; empty if they do not.
+std::vector<uint16_t> picked_bits(const std::vector<int64_t>& columns, int64_t row) {
+  std::vector<uint16_t> bits((row + 15) / 16, 0);
+  int64_t previous = -1;
+  for (int64_t c : columns) {
+    if (c <= previous) return {};
+    bits[c / 16] |= static_cast<uint16_t>(1u << (c % 16));
+    previous = c;
+  }
+  return bits;
+}
+
+// `columns` null: all of them.
 void pack_into(const char* op, const at::Tensor& weight, const std::optional<at::Tensor>& indices,
-               const std::vector<int64_t>& columns, const std::optional<at::Tensor>& scale, at::Tensor& packed) {
+               const std::vector<int64_t>* columns, const std::optional<at::Tensor>& scale, at::Tensor& packed) {
   PackParams p{};
   p.master = weight.const_data_ptr<float>();
   p.row_stride = weight.numel() / std::max<int64_t>(1, weight.size(0));
   p.units = indices.has_value() ? indices->numel() : weight.size(0);
   p.rows = indices.has_value() ? expect_indices(op, "indices", *indices, weight.size(0)) : nullptr;
-  p.columns = columns.data();
-  p.depth = static_cast<int64_t>(columns.size());
+  if (p.units == 0) return;
+  p.depth = columns == nullptr ? p.row_stride : static_cast<int64_t>(columns->size());
+  std::vector<uint16_t> picked;
+  if (columns != nullptr) {
+    p.columns = columns->data();
+    picked = picked_bits(*columns, p.row_stride);
+    if (!picked.empty()) p.picked = picked.data();
+  }
   if (scale.has_value()) {
     expect_float(op, "scale", *scale);
     DYNPRUNE_EXPECT(scale->dim() == 1 && scale->size(0) == weight.size(0) && scale->is_contiguous(), op,
@@ -46,13 +65,11 @@ at::Tensor pack_linear(const at::Tensor& weight, const std::optional<at::Tensor>
     for (int64_t c : list) {
       DYNPRUNE_EXPECT(c >= 0 && c < weight.size(1), op, c10::str("columns in [0, ", weight.size(1), ")"), c);
     }
-  } else {
-    list.resize(weight.size(1));
-    std::iota(list.begin(), list.end(), 0);
   }
   const int64_t units = indices.has_value() ? indices->numel() : weight.size(0);
-  at::Tensor packed = at::empty({1, static_cast<int64_t>(list.size()), padded_units(units)}, weight.options());
-  pack_into(op, master, indices, list, scale, packed);
+  const int64_t depth = columns.has_value() ? columns->numel() : weight.size(1);
+  at::Tensor packed = empty_output({1, depth, padded_units(units)}, weight.options());
+  pack_into(op, master, indices, columns.has_value() ? &list : nullptr, scale, packed);
   return packed;
 }
 
@@ -72,8 +89,9 @@ at::Tensor pack_conv2d(const at::Tensor& weight, const std::optional<at::Tensor>
     for (int64_t c = 0; c < channels; ++c) list.push_back((chosen == nullptr ? c : chosen[c]) * taps + tap);
   }
   const int64_t units = indices.has_value() ? indices->numel() : weight.size(0);
-  at::Tensor packed = at::empty({1, weight.size(2), weight.size(3), channels, padded_units(units)}, weight.options());
-  pack_into(op, master, indices, list, scale, packed);
+  at::Tensor packed =
+      empty_output({1, weight.size(2), weight.size(3), channels, padded_units(units)}, weight.options());
+  pack_into(op, master, indices, &list, scale, packed);
   return packed;
 }
 

@@ -16,8 +16,8 @@ void gather_rows(const LinearParams& p, int64_t first, int64_t rows, float* to) 
   }
 }
 
-// product[rows, kPanel] = input * panel in blocks of the depth, each fetching the weights of the one after it. What lies
-// behind a panel is the next one.
+// product[rows, kPanel] = input * panel in blocks of the depth, each fetching the weights of the one after it. What
+// lies behind a panel is the next one.
 void multiply_streamed(int64_t rows, int64_t width, int64_t depth, const float* input, int64_t stride,
                        const float* panel, float* product) {
   constexpr int64_t kBlock = 128;

@@ -54,6 +54,20 @@ inline void store_part(float* p, Floats v, int64_t lanes) {
 #endif
 }
 
+// Stores the lanes of `v` whose bit is set, side by side, and returns how many; up to 16 floats are written.
+inline int64_t store_picked(float* p, Floats v, uint16_t picked) {
+#if defined(__AVX512F__)
+  store(p, _mm512_maskz_compress_ps(static_cast<__mmask16>(picked), v));
+#else
+  int64_t count = 0;
+  for (int i = 0; i < kLanes; ++i) {
+    p[count] = v[i];
+    count += picked >> i & 1;
+  }
+#endif
+  return __builtin_popcount(picked);
+}
+
 inline void copy(float* to, const float* from, int64_t n) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
