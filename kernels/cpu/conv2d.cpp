@@ -1,6 +1,7 @@
 #include "conv2d.h"
 
 #include "conv2d_block.h"
+#include "depthwise.h"
 #include "kernels.h"
 #include "microkernel.h"
 #include "scratch.h"
@@ -62,6 +63,7 @@ void multiply(const Conv2dParams& p, const Window& window, const float* panel, i
 // usage: [kUsageRows, padded_units(units)] of this range, added to; nullptr: not wanted.
 void conv2d_range(const Conv2dParams& p, double* usage, int64_t begin, int64_t end) {
   FlushDenormals flush;
+  if (p.depthwise) return depthwise_range(p, usage, begin, end);
   if (p.winograd) return winograd_range(p, usage, begin, end);
   const int64_t depth = p.h.kernel * p.w.kernel * p.channels;
   float* product = scratch(0, kRowTile * kPanel);
@@ -78,7 +80,7 @@ void conv2d_range(const Conv2dParams& p, double* usage, int64_t begin, int64_t e
       for (int64_t pixel = 0; pixel < pixels_of_block; pixel += kRowTile) {
         const int64_t pixels = min_of(kRowTile, pixels_of_block - pixel);
         multiply(p, window, p.weight + unit * depth, width, block.first, pixel, pixels, product);
-        finish(p, block, zone, unit, pixel, pixels, product, usage);
+        finish(p, block, zone, unit, pixel, pixels, product, width, usage);
       }
     }
   }

@@ -38,9 +38,11 @@ struct Conv2dParams {
   int64_t stride_n, stride_c, stride_h, stride_w;
   const int64_t* input_indices;  // [channels] channels of `input` to read; nullptr: the first `channels`
   const float* weight;           // packed, see types.h; depth is (kernel_h, kernel_w, channels), channels fastest
-  const float* bias;             // [zone_count(h), zone_count(w), units]; nullptr: none
-  float* output;                 // [batch, h.out, w.out, units], tight; aliases nothing
+  const float* bias;             // [zone_count(h), zone_count(w), pixel_units] at the first unit; nullptr: none
+  float* output;                 // [batch, h.out, w.out, pixel_units] at the first unit; aliases nothing
   int64_t batch, channels, units;
+  int64_t pixel_units;  // of the whole output: more than `units` if this is one group of several
+  bool depthwise;       // unit u reads channel u only (channels == units), and depth is (kernel_h, kernel_w)
   ConvAxis h, w;
   ActivationSpec activation;
   // How to go about it, from Kernels::conv2d_plan.

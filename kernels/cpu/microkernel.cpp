@@ -4,15 +4,6 @@ namespace dynprune::DYNPRUNE_ISA {
 
 namespace {
 
-inline Register load_register(const float* p) {
-  typedef Register Unaligned __attribute__((aligned(4), may_alias));
-  return *reinterpret_cast<const Unaligned*>(p);
-}
-inline void store_register(float* p, Register v) {
-  typedef Register Unaligned __attribute__((aligned(4), may_alias));
-  *reinterpret_cast<Unaligned*>(p) = v;
-}
-
 // kVectors registers (and half a one) of columns of product[kPixels, ...] = taps * weight, weight [depth, width].
 template <int kPixels, int kVectors, bool kHalf>
 void product_tile(const Taps& t, const float* weight, int64_t width, float* product, int64_t product_stride) {

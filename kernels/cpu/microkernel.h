@@ -2,7 +2,7 @@
 // products, and no staging of overlapping taps.
 #pragma once
 
-#include "simd.h"
+#include "register.h"
 
 namespace dynprune::DYNPRUNE_ISA {
 
@@ -14,24 +14,14 @@ struct Taps {
   int64_t kernel_h, kernel_w, channels;
 };
 
-// One register of floats, the number of accumulators that fit beside the weights and an input value, and the registers
-// of a group of columns whose weights are kept while the pixels of a tile pass by.
-#if defined(__AVX512F__)
-typedef Floats Register;
-constexpr int kAccumulators = 24, kGroup = 4;
-#elif defined(__AVX2__)
-typedef Half Register;
-constexpr int kAccumulators = 12, kGroup = 2;
-#else
-typedef float Register __attribute__((vector_size(16)));
-#if defined(__aarch64__)
+// The number of accumulators that fit beside the weights and an input value, and the registers of a group of columns
+// whose weights are kept while the pixels of a tile pass by.
+#if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kAccumulators = 24, kGroup = 4;
 #else
 constexpr int kAccumulators = 12, kGroup = 2;
-#endif
 #endif
 constexpr int kMostPixels = 12;
-constexpr int kRegisterLanes = sizeof(Register) / sizeof(float);
 constexpr int64_t kGroupLanes = kGroup * kRegisterLanes;
 
 constexpr int pixels_of(int registers) {

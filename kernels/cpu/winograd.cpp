@@ -148,7 +148,7 @@ int64_t combine_pairs(const Conv2dParams& p, int64_t pair, int64_t pairs, int64_
 bool winograd_pays(const Conv2dParams& p, int64_t threads) {
   // Fewer channels or units than this: the transforms cost what the products save. Fewer pairs: the weights' do.
   constexpr int64_t kLeastWidth = 10, kLeastColumns = 4, kLeastPairs = 16;
-  return p.w.kernel == 3 && p.w.stride == 1 && p.w.dilation == 1 && min_of(p.channels, p.units) >= kLeastWidth &&
+  return !p.depthwise && p.w.kernel == 3 && p.w.stride == 1 && p.w.dilation == 1 && min_of(p.channels, p.units) >= kLeastWidth &&
          p.w.out >= kLeastColumns && p.batch * p.h.out * pairs_per_row(p) >= kLeastPairs * threads;
 }
 
@@ -174,7 +174,7 @@ void winograd_range(const Conv2dParams& p, double* usage, int64_t begin, int64_t
           const int64_t count = min_of(tile, rows * pairs - pair);
           multiply_pairs(p, input, component, weight, width, block.first, r, pair, count, product);
           const int64_t pixels = combine_pairs(p, pair % pairs, count, width, product);
-          finish(p, block, zone, unit, pixel, pixels, product, usage);
+          finish(p, block, zone, unit, pixel, pixels, product, width, usage);
           pixel += pixels;
         }
       }

@@ -1,0 +1,195 @@
+#include "depthwise.h"
+
+#include "conv2d_block.h"
+#include "register.h"
+#include "scratch.h"
+
+namespace dynprune::DYNPRUNE_ISA {
+
+namespace {
+
+// Accumulators: enough to hide the latency of an addition, and few enough to leave room for the weights of a kernel
+// row.
+constexpr int kMostPixels = 8;
+
+// A run of output pixels in one row whose taps all lie in the image: pixel r, kernel row kh, kernel column kw, channel
+// c is at input[r * pixel_stride + kh * tap_stride_h + kw * tap_stride_w + c], its weight at weight[kh *
+// weight_stride_h + kw * width + c].
+struct Run {
+  const float* input;
+  int64_t pixel_stride, tap_stride_h, tap_stride_w;
+  const float* weight;
+  int64_t weight_stride_h, width;
+  int64_t kernel_h, kernel_w;
+  float* product;  // [pixels, product_stride]
+  int64_t product_stride;
+};
+
+template <bool kPart>
+inline Register load_lanes(const float* p, int64_t lanes) {
+  return kPart ? load_register_part(p, lanes) : load_register(p);
+}
+
+// kPixels products of the channels [c, c + lanes). kTaps taps of a kernel row are taken at a time: neighbouring pixels
+// are kStride taps apart, so what one pixel loads serves the next ones too.
+template <int kTaps, int kStride, int kPixels, bool kPart>
+void product_tile(const Run& run, int64_t c, int64_t lanes) {
+  const int64_t step = kTaps == 1 ? run.pixel_stride : run.tap_stride_w;
+  Register sum[kPixels] = {};
+  for (int64_t kh = 0; kh < run.kernel_h; ++kh) {
+    for (int64_t kw = 0; kw < run.kernel_w; kw += kTaps) {
+      const float* input = run.input + kh * run.tap_stride_h + kw * run.tap_stride_w + c;
+      const float* weight = run.weight + kh * run.weight_stride_h + kw * run.width + c;
+      Register w[kTaps];
+#pragma GCC unroll 8
+      for (int t = 0; t < kTaps; ++t) w[t] = load_lanes<kPart>(weight + t * run.width, lanes);
+#pragma GCC unroll 32
+      for (int i = 0; i < (kPixels - 1) * kStride + kTaps; ++i) {
+        const Register x = load_lanes<kPart>(input + i * step, lanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < kPixels; ++r) {
+          const int t = i - r * kStride;
+          if (t >= 0 && t < kTaps) sum[r] += x * w[t];
+        }
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kPixels; ++r) store_register(run.product + r * run.product_stride + c, sum[r]);
+}
+
+template <int kTaps, int kStride, int kPixels>
+void product_rest(int64_t pixels, const Run& run, int64_t units) {
+  if constexpr (kPixels > 1) {
+    if (pixels < kPixels) return product_rest<kTaps, kStride, kPixels - 1>(pixels, run, units);
+  }
+  int64_t c = 0;
+  for (; c + kRegisterLanes <= units; c += kRegisterLanes) {
+    product_tile<kTaps, kStride, kPixels, false>(run, c, kRegisterLanes);
+  }
+  if (c < units) product_tile<kTaps, kStride, kPixels, true>(run, c, units - c);
+}
+
+// A run in tiles of nearly equal size.
+template <int kTaps, int kStride>
+void product_run(int64_t pixels, Run run, int64_t units) {
+  for (int64_t tiles = (pixels + kMostPixels - 1) / kMostPixels; tiles > 0; --tiles) {
+    const int64_t count = (pixels + tiles - 1) / tiles;
+    product_rest<kTaps, kStride, kMostPixels>(count, run, units);
+    run.input += count * run.pixel_stride;
+    run.product += count * run.product_stride;
+    pixels -= count;
+  }
+}
+
+typedef void (*RunProduct)(int64_t pixels, Run run, int64_t units);
+
+// For runs with all columns of the kernel.
+RunProduct run_product(const ConvAxis& w) {
+  const bool one = w.stride == w.dilation, two = w.stride == 2 * w.dilation;
+  if (w.kernel == 3 && one) return product_run<3, 1>;
+  if (w.kernel == 3 && two) return product_run<3, 2>;
+  if (w.kernel == 5 && one) return product_run<5, 1>;
+  if (w.kernel == 5 && two) return product_run<5, 2>;
+  return product_run<1, 1>;
+}
+
+// A block's rows as the products read them: channel c of row h and column w of the image, h counted from the block's
+// first tap, is at data[h * row_stride + w * column_stride + c].
+struct Rows {
+  const float* data;
+  int64_t row_stride, column_stride;
+};
+
+bool reads_input(const Conv2dParams& p) { return p.stride_c == 1 && p.input_indices == nullptr; }
+
+Rows rows_of(const Conv2dParams& p, const Block& block, float* buffer) {
+  const int64_t top = block.first * p.h.stride - p.h.padding;
+  if (reads_input(p)) return {block.image + top * p.stride_h, p.stride_h, p.stride_w};
+  const int64_t row_floats = p.w.in * p.channels;
+  for (int64_t r = 0; r < window_rows(p, block.rows); ++r) {
+    const int64_t ih = top + r;
+    if (ih < 0 || ih >= p.h.in) continue;  // left out of the products
+    stage_columns(p, block.image, ih, p.w.padding, p.w.padding + p.w.in, buffer + r * row_floats);
+  }
+  return {buffer, row_floats, p.channels};
+}
+
+// The output columns whose taps all lie in the image.
+struct Inner {
+  int64_t first, last;
+};
+
+Inner inner_columns(const ConvAxis& w) {
+  Inner inner{0, w.out};
+  while (inner.first < w.out && cut_low(w, inner.first) > 0) ++inner.first;
+  while (inner.last > inner.first && cut_high(w, inner.last - 1) > 0) --inner.last;
+  return inner;
+}
+
+// Products of pixels [pixel, pixel + pixels) of a block and the panel of `width` whose first channel `rows` and `panel`
+// point at. Taps outside the image are left out.
+void multiply(const Conv2dParams& p, const Rows& rows, RunProduct inner_product, const Inner& inner, const float* panel,
+              int64_t units, int64_t first, int64_t pixel, int64_t pixels, float* product, int64_t product_stride) {
+  Run run{};
+  run.pixel_stride = p.w.stride * rows.column_stride;
+  run.tap_stride_h = p.h.dilation * rows.row_stride;
+  run.tap_stride_w = p.w.dilation * rows.column_stride;
+  run.width = padded_units(units);
+  run.weight_stride_h = p.w.kernel * run.width;
+  run.product_stride = product_stride;
+  for (const int64_t end = pixel + pixels; pixel < end;) {
+    const int64_t row = pixel / p.w.out, column = pixel % p.w.out;
+    const int64_t above = cut_low(p.h, first + row);
+    run.kernel_h = max_of(0, p.h.kernel - above - cut_high(p.h, first + row));
+    run.weight = panel + above * run.weight_stride_h;
+    run.input = rows.data + row * p.h.stride * rows.row_stride + above * run.tap_stride_h +
+                (column * p.w.stride - p.w.padding) * rows.column_stride;
+    run.kernel_w = p.w.kernel;
+    run.product = product;
+    int64_t count = 1;
+    if (column >= inner.first && column < inner.last) {
+      count = min_of(end - pixel, inner.last - column);
+      inner_product(count, run, units);
+    } else {
+      const int64_t left = cut_low(p.w, column);
+      run.kernel_w = max_of(0, p.w.kernel - left - cut_high(p.w, column));
+      run.weight += left * run.width;
+      run.input += left * run.tap_stride_w;
+      product_run<1, 1>(1, run, units);
+    }
+    pixel += count;
+    product += count * product_stride;
+  }
+}
+
+}  // namespace
+
+void depthwise_range(const Conv2dParams& p, double* usage, int64_t begin, int64_t end) {
+  const int64_t depth = p.h.kernel * p.w.kernel;
+  const int64_t window_floats = window_rows(p, p.block_rows) * p.w.in * p.channels;
+  float* product = scratch(0, kRowTile * kPanel);
+  float* buffer = reads_input(p) ? nullptr : scratch(1, window_floats);
+  int32_t* zone = has_zones(p) ? reinterpret_cast<int32_t*>(scratch(2, p.block_rows * p.w.out)) : nullptr;
+  const Inner inner = inner_columns(p.w);
+  const RunProduct inner_product = run_product(p.w);
+  for (int64_t task = begin; task < end; ++task) {
+    const Block block = block_of(p, task);
+    const Rows rows = rows_of(p, block, buffer);
+    find_zones(p, block, zone);
+    const int64_t pixels_of_block = block.rows * p.w.out;
+    for (int64_t unit = 0; unit < p.units; unit += kPanel) {
+      const int64_t units = min_of(kPanel, p.units - unit);
+      const int64_t product_stride = (units + kLanes - 1) / kLanes * kLanes;  // whole vectors are stored
+      const Rows here{rows.data + unit, rows.row_stride, rows.column_stride};
+      for (int64_t pixel = 0; pixel < pixels_of_block; pixel += kRowTile) {
+        const int64_t pixels = min_of(kRowTile, pixels_of_block - pixel);
+        multiply(p, here, inner_product, inner, p.weight + unit * depth, units, block.first, pixel, pixels, product,
+                 product_stride);
+        finish(p, block, zone, unit, pixel, pixels, product, product_stride, usage);
+      }
+    }
+  }
+}
+
+}  // namespace dynprune::DYNPRUNE_ISA
