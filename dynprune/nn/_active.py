@@ -11,19 +11,21 @@ from torch import Tensor, nn
 from dynprune.lowering.ir import LayerSite, Layout
 from dynprune.lowering.tables import Activation
 from dynprune.plan.build import Inputs
-from dynprune.plan.entries import Entry, expand
+from dynprune.plan.entries import AnyEntry, expand
 
 
 class ActiveUnits:
     """The active set of a layer, and its packed form; rebuilt when the set or the weights change."""
 
-    def __init__(self, owner: nn.Linear | nn.Conv2d, make: Callable[..., Entry], dim: int) -> None:
+    def __init__(
+        self, owner: nn.Linear | nn.modules.conv._ConvNd, make: Callable[..., AnyEntry], dim: int
+    ) -> None:
         self.units = int(owner.weight.shape[0])
         self.make = make
         self.dim = dim
         self.mask = torch.ones(self.units, dtype=torch.bool)
         self.constants = torch.zeros(self.units)
-        self._built: tuple[Any, Entry, Tensor] | None = None
+        self._built: tuple[Any, AnyEntry, Tensor] | None = None
 
     def set(self, mask: Tensor, constants: Tensor | None) -> None:
         """Compute the units of ``mask`` ``[units]`` only; the others are ``constants`` ``[units]``."""
@@ -37,7 +39,7 @@ class ActiveUnits:
         self.constants = torch.zeros(self.units) if constants is None else constants.detach().float().clone()
         self._built = None
 
-    def run(self, owner: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+    def run(self, owner: nn.Linear | nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
         """The layer on its active units, at full width."""
         state = [
             (t.data_ptr(), None if t.is_inference() else t._version)

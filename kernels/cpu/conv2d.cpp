@@ -37,13 +37,20 @@ Window window_of(const Conv2dParams& p, const Block& block, float* buffer) {
 // product[pixels, width] for pixels [pixel, pixel + pixels) of a block that starts at output row `first`, and one panel
 // of weights, row by row. Kernel rows above and below the image are left out.
 void multiply(const Conv2dParams& p, const Window& window, const float* panel, int64_t width, int64_t first,
-              int64_t pixel, int64_t pixels, float* product) {
+              int64_t pixel, int64_t pixels, float* product, const float* output) {
   Taps taps{};
   taps.pixel_stride = p.w.stride * window.column_stride;
   taps.tap_stride_h = p.h.dilation * window.row_stride;
   taps.tap_stride_w = p.w.dilation * window.column_stride;
   taps.kernel_w = p.w.kernel;
   taps.channels = p.channels;
+  taps.output = output;
+  taps.output_stride = p.pixel_units;
+  if (taps.tap_stride_w == p.channels && p.channels < kLanes) {
+    // A kernel row of few channels lies in one piece: longer loops.
+    taps.channels *= taps.kernel_w;
+    taps.kernel_w = 1;
+  }
   while (pixels > 0) {
     const int64_t row = pixel / p.w.out, column = pixel % p.w.out;
     const int64_t run = min_of(pixels, p.w.out - column);
@@ -53,6 +60,7 @@ void multiply(const Conv2dParams& p, const Window& window, const float* panel, i
         window.data + row * p.h.stride * window.row_stride + column * taps.pixel_stride + above * taps.tap_stride_h;
     multiply_run(run, taps, panel + above * p.w.kernel * p.channels * width, width, product, width);
     product += run * width;
+    taps.output += run * p.pixel_units;
     pixel += run;
     pixels -= run;
   }
@@ -79,15 +87,29 @@ void conv2d_range(const Conv2dParams& p, double* usage, int64_t begin, int64_t e
       const int64_t width = padded_units(min_of(kPanel, p.units - unit));
       for (int64_t pixel = 0; pixel < pixels_of_block; pixel += kRowTile) {
         const int64_t pixels = min_of(kRowTile, pixels_of_block - pixel);
-        multiply(p, window, p.weight + unit * depth, width, block.first, pixel, pixels, product);
+        multiply(p, window, p.weight + unit * depth, width, block.first, pixel, pixels, product,
+                 block.output + pixel * p.pixel_units + unit);
         finish(p, block, zone, unit, pixel, pixels, product, width, usage);
       }
     }
   }
 }
 
+// Rows of a 1x1 convolution are as good as one long row: short rows leave registers empty.
+void join_rows(Conv2dParams& p) {
+  constexpr int64_t kEnough = 48;
+  const auto plain = [](const ConvAxis& a) { return a.kernel == 1 && a.stride == 1 && a.padding == 0; };
+  if (!plain(p.h) || !plain(p.w) || p.stride_h != p.w.in * p.stride_w) return;
+  int64_t rows = 1;
+  while (rows < p.h.in && (p.w.in * rows < kEnough || p.h.in % rows != 0)) ++rows;
+  p.h.in = p.h.out = p.h.in / rows;
+  p.w.in = p.w.out = p.w.in * rows;
+  p.stride_h *= rows;
+}
+
 void conv2d_plan(Conv2dParams& p, int64_t threads) {
   constexpr int64_t kWindowFloats = 32 * 1024;  // a part of L2, beside the weights
+  join_rows(p);
   p.winograd = winograd_pays(p, threads);
   const int64_t per_row = max_of(1, window_columns(p) * p.channels) * (p.winograd ? 2 : 1);
   int64_t rows = (kWindowFloats / per_row - (p.h.kernel - 1) * p.h.dilation) / p.h.stride;

@@ -1,6 +1,7 @@
 #include "depthwise.h"
 
 #include "conv2d_block.h"
+#include "microkernel.h"
 #include "register.h"
 #include "scratch.h"
 
@@ -23,6 +24,8 @@ struct Run {
   int64_t kernel_h, kernel_w;
   float* product;  // [pixels, product_stride]
   int64_t product_stride;
+  const float* output;  // where the pixels go in the end
+  int64_t output_stride;
 };
 
 template <bool kPart>
@@ -63,6 +66,7 @@ void product_rest(int64_t pixels, const Run& run, int64_t units) {
   if constexpr (kPixels > 1) {
     if (pixels < kPixels) return product_rest<kTaps, kStride, kPixels - 1>(pixels, run, units);
   }
+  prefetch_output(run.output, run.output_stride, kPixels, units);
   int64_t c = 0;
   for (; c + kRegisterLanes <= units; c += kRegisterLanes) {
     product_tile<kTaps, kStride, kPixels, false>(run, c, kRegisterLanes);
@@ -78,6 +82,7 @@ void product_run(int64_t pixels, Run run, int64_t units) {
     product_rest<kTaps, kStride, kMostPixels>(count, run, units);
     run.input += count * run.pixel_stride;
     run.product += count * run.product_stride;
+    run.output += count * run.output_stride;
     pixels -= count;
   }
 }
@@ -94,27 +99,6 @@ RunProduct run_product(const ConvAxis& w) {
   return product_run<1, 1>;
 }
 
-// A block's rows as the products read them: channel c of row h and column w of the image, h counted from the block's
-// first tap, is at data[h * row_stride + w * column_stride + c].
-struct Rows {
-  const float* data;
-  int64_t row_stride, column_stride;
-};
-
-bool reads_input(const Conv2dParams& p) { return p.stride_c == 1 && p.input_indices == nullptr; }
-
-Rows rows_of(const Conv2dParams& p, const Block& block, float* buffer) {
-  const int64_t top = block.first * p.h.stride - p.h.padding;
-  if (reads_input(p)) return {block.image + top * p.stride_h, p.stride_h, p.stride_w};
-  const int64_t row_floats = p.w.in * p.channels;
-  for (int64_t r = 0; r < window_rows(p, block.rows); ++r) {
-    const int64_t ih = top + r;
-    if (ih < 0 || ih >= p.h.in) continue;  // left out of the products
-    stage_columns(p, block.image, ih, p.w.padding, p.w.padding + p.w.in, buffer + r * row_floats);
-  }
-  return {buffer, row_floats, p.channels};
-}
-
 // The output columns whose taps all lie in the image.
 struct Inner {
   int64_t first, last;
@@ -127,11 +111,48 @@ Inner inner_columns(const ConvAxis& w) {
   return inner;
 }
 
+// How the rows of a block are read: in place, where the columns at the border leave taps out and cost about a load per
+// tap more; or from a copy with the padding around it, which costs about four loads for each pixel.
+struct Reading {
+  bool staged;
+  Inner inner;
+};
+
+Reading reading_of(const Conv2dParams& p) {
+  const Inner inner = inner_columns(p.w);
+  const int64_t border = (p.w.out - (inner.last - inner.first)) * p.h.kernel * p.w.kernel;
+  const bool staged = p.stride_c != 1 || p.input_indices != nullptr || border > 4 * p.w.in * p.h.stride;
+  return {staged, staged ? Inner{0, p.w.out} : inner};
+}
+
+int64_t window_columns(const Conv2dParams& p) { return p.w.in + 2 * p.w.padding; }
+
+// Channel c of row h and column w, counted from the first tap of the block's first pixel, is at
+// data[h * row_stride + w * column_stride + c].
+struct Rows {
+  const float* data;
+  int64_t row_stride, column_stride;
+};
+
+Rows rows_of(const Conv2dParams& p, const Block& block, float* buffer) {
+  const int64_t top = block.first * p.h.stride - p.h.padding;
+  if (buffer == nullptr) return {block.image + top * p.stride_h - p.w.padding * p.stride_w, p.stride_h, p.stride_w};
+  const int64_t row_floats = window_columns(p) * p.channels;
+  for (int64_t r = 0; r < window_rows(p, block.rows); ++r) {
+    const int64_t ih = top + r;
+    if (ih < 0 || ih >= p.h.in) continue;  // left out of the products
+    stage_columns(p, block.image, ih, 0, window_columns(p), buffer + r * row_floats);
+  }
+  return {buffer, row_floats, p.channels};
+}
+
 // Products of pixels [pixel, pixel + pixels) of a block and the panel of `width` whose first channel `rows` and `panel`
 // point at. Taps outside the image are left out.
 void multiply(const Conv2dParams& p, const Rows& rows, RunProduct inner_product, const Inner& inner, const float* panel,
-              int64_t units, int64_t first, int64_t pixel, int64_t pixels, float* product, int64_t product_stride) {
+              int64_t units, int64_t first, int64_t pixel, int64_t pixels, float* product, int64_t product_stride,
+              const float* output) {
   Run run{};
+  run.output_stride = p.pixel_units;
   run.pixel_stride = p.w.stride * rows.column_stride;
   run.tap_stride_h = p.h.dilation * rows.row_stride;
   run.tap_stride_w = p.w.dilation * rows.column_stride;
@@ -143,10 +164,10 @@ void multiply(const Conv2dParams& p, const Rows& rows, RunProduct inner_product,
     const int64_t above = cut_low(p.h, first + row);
     run.kernel_h = max_of(0, p.h.kernel - above - cut_high(p.h, first + row));
     run.weight = panel + above * run.weight_stride_h;
-    run.input = rows.data + row * p.h.stride * rows.row_stride + above * run.tap_stride_h +
-                (column * p.w.stride - p.w.padding) * rows.column_stride;
+    run.input = rows.data + row * p.h.stride * rows.row_stride + above * run.tap_stride_h + column * run.pixel_stride;
     run.kernel_w = p.w.kernel;
     run.product = product;
+    run.output = output;
     int64_t count = 1;
     if (column >= inner.first && column < inner.last) {
       count = min_of(end - pixel, inner.last - column);
@@ -160,6 +181,7 @@ void multiply(const Conv2dParams& p, const Rows& rows, RunProduct inner_product,
     }
     pixel += count;
     product += count * product_stride;
+    output += count * p.pixel_units;
   }
 }
 
@@ -167,11 +189,11 @@ void multiply(const Conv2dParams& p, const Rows& rows, RunProduct inner_product,
 
 void depthwise_range(const Conv2dParams& p, double* usage, int64_t begin, int64_t end) {
   const int64_t depth = p.h.kernel * p.w.kernel;
-  const int64_t window_floats = window_rows(p, p.block_rows) * p.w.in * p.channels;
+  const Reading reading = reading_of(p);
+  const int64_t window_floats = window_rows(p, p.block_rows) * window_columns(p) * p.channels;
   float* product = scratch(0, kRowTile * kPanel);
-  float* buffer = reads_input(p) ? nullptr : scratch(1, window_floats);
+  float* buffer = reading.staged ? scratch(1, window_floats) : nullptr;
   int32_t* zone = has_zones(p) ? reinterpret_cast<int32_t*>(scratch(2, p.block_rows * p.w.out)) : nullptr;
-  const Inner inner = inner_columns(p.w);
   const RunProduct inner_product = run_product(p.w);
   for (int64_t task = begin; task < end; ++task) {
     const Block block = block_of(p, task);
@@ -184,8 +206,8 @@ void depthwise_range(const Conv2dParams& p, double* usage, int64_t begin, int64_
       const Rows here{rows.data + unit, rows.row_stride, rows.column_stride};
       for (int64_t pixel = 0; pixel < pixels_of_block; pixel += kRowTile) {
         const int64_t pixels = min_of(kRowTile, pixels_of_block - pixel);
-        multiply(p, here, inner_product, inner, p.weight + unit * depth, units, block.first, pixel, pixels, product,
-                 product_stride);
+        multiply(p, here, inner_product, reading.inner, p.weight + unit * depth, units, block.first, pixel, pixels,
+                 product, product_stride, block.output + pixel * p.pixel_units + unit);
         finish(p, block, zone, unit, pixel, pixels, product, product_stride, usage);
       }
     }
