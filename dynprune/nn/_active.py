@@ -39,7 +39,7 @@ class ActiveUnits:
         self.constants = torch.zeros(self.units) if constants is None else constants.detach().float().clone()
         self._built = None
 
-    def run(self, owner: nn.Linear | nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
+    def run(self, owner: Any, x: Tensor) -> Tensor:
         """The layer on its active units, at full width."""
         state = [
             (t.data_ptr(), None if t.is_inference() else t._version)

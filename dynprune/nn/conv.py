@@ -24,18 +24,19 @@ else:
     _Convolution = object
 
 
-def _as_image(module: _Convolution) -> nn.Conv2d:
+def _as_image(module: Any) -> nn.Conv2d:
     """The convolution over images that does the same; of a ``Conv1d`` one over images of height 1."""
     if isinstance(module, nn.Conv2d):
         return module
-    padding = module.padding if isinstance(module.padding, str) else (0, *module.padding)
+    assert isinstance(module, nn.Conv1d)
+    padding = module.padding if isinstance(module.padding, str) else (0, module.padding[0])
     image = nn.Conv2d(
         module.in_channels,
         module.out_channels,
-        (1, *module.kernel_size),
-        (1, *module.stride),
+        (1, module.kernel_size[0]),
+        (1, module.stride[0]),
         padding,
-        (1, *module.dilation),
+        (1, module.dilation[0]),
         module.groups,
         module.bias is not None,
         device="meta",
@@ -51,7 +52,7 @@ class _GroupedEntry:
     weight: Tensor  # packed, or the master beside indices
     bias: Tensor
     geometry: tuple[list[int], list[int], list[int], int]
-    lists: dict[str, Tensor]
+    lists: dict[str, Any]  # of indices
 
     def __call__(self, x: Tensor, record: Any) -> Tensor:
         op = torch.ops.dynprune.conv2d.default if x.dtype == torch.float32 else reference.conv2d
@@ -64,7 +65,7 @@ def _grouped_entry(module: nn.Conv2d, active: Tensor) -> _GroupedEntry:
     bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach()
     pack = ops.pack_conv2d if weight.dtype == torch.float32 else reference.pack_conv2d
     rows = None if bool(active.all()) else active.nonzero().flatten()
-    lists: dict[str, Tensor] = {}
+    lists: dict[str, Any] = {}
     if weight.shape[1] == 1 and groups == len(weight):  # a unit takes its channel along
         weight = pack(weight, rows)
         if rows is not None:
@@ -89,7 +90,7 @@ def _entry(site: LayerSite, active: Tensor, inputs: Inputs, **common: Any) -> An
 class _ActiveConv(_Convolution):
     """What the convolutions share."""
 
-    _dense: type[nn.Module]
+    _dense: type[nn.modules.conv._ConvNd]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -106,7 +107,7 @@ class _ActiveConv(_Convolution):
         if not isinstance(module, cls._dense):
             name = cls._dense.__name__
             raise ValueError(f"{name}.from_dense: expected nn.{name}, got {type(module).__name__}")
-        new = cls(
+        options: list[Any] = [
             module.in_channels,
             module.out_channels,
             module.kernel_size,
@@ -116,8 +117,8 @@ class _ActiveConv(_Convolution):
             module.groups,
             module.bias is not None,
             module.padding_mode,
-            device="meta",
-        )
+        ]
+        new = cls(*options, device="meta")
         new.weight, new.bias = module.weight, module.bias
         return new.train(module.training)
 

@@ -38,27 +38,35 @@ inline Register load_lanes(const float* p, int64_t lanes) {
 template <int kTaps, int kStride, int kPixels, bool kPart>
 void product_tile(const Run& run, int64_t c, int64_t lanes) {
   const int64_t step = kTaps == 1 ? run.pixel_stride : run.tap_stride_w;
+  const int64_t width = run.width;
   Register sum[kPixels] = {};
-  for (int64_t kh = 0; kh < run.kernel_h; ++kh) {
-    for (int64_t kw = 0; kw < run.kernel_w; kw += kTaps) {
-      const float* input = run.input + kh * run.tap_stride_h + kw * run.tap_stride_w + c;
-      const float* weight = run.weight + kh * run.weight_stride_h + kw * run.width + c;
-      Register w[kTaps];
+  const auto add_taps = [&](const float* input, const float* weight) {
+    Register w[kTaps];
 #pragma GCC unroll 8
-      for (int t = 0; t < kTaps; ++t) w[t] = load_lanes<kPart>(weight + t * run.width, lanes);
+    for (int t = 0; t < kTaps; ++t) w[t] = load_lanes<kPart>(weight + t * width, lanes);
 #pragma GCC unroll 32
-      for (int i = 0; i < (kPixels - 1) * kStride + kTaps; ++i) {
-        const Register x = load_lanes<kPart>(input + i * step, lanes);
+    for (int i = 0; i < (kPixels - 1) * kStride + kTaps; ++i, input += step) {
+      Register x = load_lanes<kPart>(input, lanes);
+      keep_in_register(x);
 #pragma GCC unroll 8
-        for (int r = 0; r < kPixels; ++r) {
-          const int t = i - r * kStride;
-          if (t >= 0 && t < kTaps) sum[r] += x * w[t];
-        }
+      for (int r = 0; r < kPixels; ++r) {
+        const int t = i - r * kStride;
+        if (t >= 0 && t < kTaps) sum[r] += x * w[t];
       }
     }
+  };
+  const float* input = run.input + c;
+  const float* weight = run.weight + c;
+  for (int64_t kh = 0; kh < run.kernel_h; ++kh, input += run.tap_stride_h, weight += run.weight_stride_h) {
+    if constexpr (kTaps == 1) {
+      for (int64_t kw = 0; kw < run.kernel_w; ++kw) add_taps(input + kw * run.tap_stride_w, weight + kw * width);
+    } else {
+      add_taps(input, weight);
+    }
   }
+  float* product = run.product + c;
 #pragma GCC unroll 8
-  for (int r = 0; r < kPixels; ++r) store_register(run.product + r * run.product_stride + c, sum[r]);
+  for (int r = 0; r < kPixels; ++r, product += run.product_stride) store_register(product, sum[r]);
 }
 
 template <int kTaps, int kStride, int kPixels>

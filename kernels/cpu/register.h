@@ -24,6 +24,15 @@ inline void store_register(float* p, Register v) {
   *reinterpret_cast<Unaligned*>(p) = v;
 }
 
+// Has the compiler load `v` once, for all its uses: it would rather give each instruction an operand in memory.
+inline void keep_in_register([[maybe_unused]] Register& v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__SSE2__)
+  asm("" : "+x"(v));
+#endif
+}
+
 // The first `lanes` lanes, at least 1; the others are zero.
 inline Register load_register_part(const float* p, int64_t lanes) {
 #if defined(__AVX512F__)
