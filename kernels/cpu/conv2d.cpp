@@ -83,7 +83,8 @@ void conv2d_range(const Conv2dParams& p, double* usage, int64_t begin, int64_t e
     const Window window = window_of(p, block, buffer);
     find_zones(p, block, zone);
     const int64_t pixels_of_block = block.rows * p.w.out;
-    for (int64_t unit = 0; unit < p.units; unit += kPanel) {
+    const Units units = units_of(p, task);
+    for (int64_t unit = units.first; unit < units.last; unit += kPanel) {
       const int64_t width = padded_units(min_of(kPanel, p.units - unit));
       for (int64_t pixel = 0; pixel < pixels_of_block; pixel += kRowTile) {
         const int64_t pixels = min_of(kRowTile, pixels_of_block - pixel);
@@ -109,7 +110,13 @@ void join_rows(Conv2dParams& p) {
 
 void conv2d_plan(Conv2dParams& p, int64_t threads) {
   constexpr int64_t kWindowFloats = 32 * 1024;  // a part of L2, beside the weights
+  // Of one image, threads had better take units than rows where the weights are most of what they would all read.
+  constexpr int64_t kWeightFloats = 128 * 1024;
   join_rows(p);
+  const int64_t weights = p.units * p.channels * p.h.kernel * p.w.kernel;
+  const bool divided = !p.depthwise && p.batch < threads && weights > kWeightFloats;
+  p.unit_parts = divided ? min_of(threads, panel_count(p.units)) : 1;
+  threads = (threads + p.unit_parts - 1) / p.unit_parts;
   p.winograd = winograd_pays(p, threads);
   const int64_t per_row = max_of(1, window_columns(p) * p.channels) * (p.winograd ? 2 : 1);
   int64_t rows = (kWindowFloats / per_row - (p.h.kernel - 1) * p.h.dilation) / p.h.stride;

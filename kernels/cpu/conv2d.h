@@ -48,11 +48,13 @@ struct Conv2dParams {
   // How to go about it, from Kernels::conv2d_plan.
   int64_t block_rows;  // output rows staged at once: what fits L2, fewer where threads would be idle
   bool winograd;       // see winograd.h
+  int64_t unit_parts;  // into which the panels are divided among tasks: 1, or more so that threads share the weights
 };
 
 static inline int64_t conv2d_blocks(const Conv2dParams& p) { return (p.h.out + p.block_rows - 1) / p.block_rows; }
 
-// A task is one block of output rows of one image.
-static inline int64_t conv2d_tasks(const Conv2dParams& p) { return p.batch * conv2d_blocks(p); }
+// A task is one block of output rows of one image, for one part of the units.
+static inline int64_t conv2d_tasks_of_part(const Conv2dParams& p) { return p.batch * conv2d_blocks(p); }
+static inline int64_t conv2d_tasks(const Conv2dParams& p) { return p.unit_parts * conv2d_tasks_of_part(p); }
 
 }  // namespace dynprune

@@ -48,9 +48,19 @@ struct Block {
 };
 
 inline Block block_of(const Conv2dParams& p, int64_t task) {
-  const int64_t blocks = conv2d_blocks(p), n = task / blocks, first = task % blocks * p.block_rows;
+  const int64_t blocks = conv2d_blocks(p), n = task / blocks % p.batch, first = task % blocks * p.block_rows;
   return {p.input + n * p.stride_n, p.output + (n * p.h.out + first) * p.w.out * p.pixel_units, first,
           min_of(p.block_rows, p.h.out - first)};
+}
+
+// The units of a task: whole panels.
+struct Units {
+  int64_t first, last;
+};
+
+inline Units units_of(const Conv2dParams& p, int64_t task) {
+  const int64_t part = task / conv2d_tasks_of_part(p), panels = panel_count(p.units);
+  return {part * panels / p.unit_parts * kPanel, min_of(p.units, (part + 1) * panels / p.unit_parts * kPanel)};
 }
 
 inline bool has_zones(const Conv2dParams& p) { return p.bias != nullptr && zone_count(p.h) * zone_count(p.w) > 1; }

@@ -26,6 +26,7 @@ struct Run {
   int64_t product_stride;
   const float* output;  // where the pixels go in the end
   int64_t output_stride;
+  bool fetch_ahead;  // the input row below those that are read
 };
 
 template <bool kPart>
@@ -75,6 +76,12 @@ void product_rest(int64_t pixels, const Run& run, int64_t units) {
     if (pixels < kPixels) return product_rest<kTaps, kStride, kPixels - 1>(pixels, run, units);
   }
   prefetch_output(run.output, run.output_stride, kPixels, units);
+  if (run.fetch_ahead) {
+    const float* next = run.input + run.kernel_h * run.tap_stride_h;
+    for (int i = 0; i < kPixels * kStride; ++i, next += run.tap_stride_w) {
+      for (int64_t c = 0; c < units; c += kLanes) __builtin_prefetch(next + c);
+    }
+  }
   int64_t c = 0;
   for (; c + kRegisterLanes <= units; c += kRegisterLanes) {
     product_tile<kTaps, kStride, kPixels, false>(run, c, kRegisterLanes);
@@ -120,17 +127,23 @@ Inner inner_columns(const ConvAxis& w) {
 }
 
 // How the rows of a block are read: in place, where the columns at the border leave taps out and cost about a load per
-// tap more; or from a copy with the padding around it, which costs about four loads for each pixel.
+// tap more; or from a copy with the padding around it, which costs about four loads for each pixel, and makes one tile
+// of a short row.
 struct Reading {
   bool staged;
   Inner inner;
+  bool fetch_ahead;
 };
 
 Reading reading_of(const Conv2dParams& p) {
   const Inner inner = inner_columns(p.w);
   const int64_t border = (p.w.out - (inner.last - inner.first)) * p.h.kernel * p.w.kernel;
-  const bool staged = p.stride_c != 1 || p.input_indices != nullptr || border > 4 * p.w.in * p.h.stride;
-  return {staged, staged ? Inner{0, p.w.out} : inner};
+  const bool pays = border > 4 * p.w.in * p.h.stride || (border > 0 && p.w.stride == 1 && p.w.out <= kMostPixels);
+  const bool staged = p.stride_c != 1 || p.input_indices != nullptr || pays;
+  // Inputs of a few MiB are still in a cache from the layer before; fetching them ahead costs more than it saves.
+  constexpr int64_t kCachedFloats = 1024 * 1024;
+  const bool fetch_ahead = !staged && p.batch * p.h.in * p.w.in * p.channels > kCachedFloats;
+  return {staged, staged ? Inner{0, p.w.out} : inner, fetch_ahead};
 }
 
 int64_t window_columns(const Conv2dParams& p) { return p.w.in + 2 * p.w.padding; }
@@ -156,10 +169,11 @@ Rows rows_of(const Conv2dParams& p, const Block& block, float* buffer) {
 
 // Products of pixels [pixel, pixel + pixels) of a block and the panel of `width` whose first channel `rows` and `panel`
 // point at. Taps outside the image are left out.
-void multiply(const Conv2dParams& p, const Rows& rows, RunProduct inner_product, const Inner& inner, const float* panel,
-              int64_t units, int64_t first, int64_t pixel, int64_t pixels, float* product, int64_t product_stride,
-              const float* output) {
+void multiply(const Conv2dParams& p, const Rows& rows, RunProduct inner_product, const Reading& reading,
+              const float* panel, int64_t units, int64_t first, int64_t pixel, int64_t pixels, float* product,
+              int64_t product_stride, const float* output) {
   Run run{};
+  run.fetch_ahead = reading.fetch_ahead;
   run.output_stride = p.pixel_units;
   run.pixel_stride = p.w.stride * rows.column_stride;
   run.tap_stride_h = p.h.dilation * rows.row_stride;
@@ -177,8 +191,8 @@ void multiply(const Conv2dParams& p, const Rows& rows, RunProduct inner_product,
     run.product = product;
     run.output = output;
     int64_t count = 1;
-    if (column >= inner.first && column < inner.last) {
-      count = min_of(end - pixel, inner.last - column);
+    if (column >= reading.inner.first && column < reading.inner.last) {
+      count = min_of(end - pixel, reading.inner.last - column);
       inner_product(count, run, units);
     } else {
       const int64_t left = cut_low(p.w, column);
@@ -214,8 +228,8 @@ void depthwise_range(const Conv2dParams& p, double* usage, int64_t begin, int64_
       const Rows here{rows.data + unit, rows.row_stride, rows.column_stride};
       for (int64_t pixel = 0; pixel < pixels_of_block; pixel += kRowTile) {
         const int64_t pixels = min_of(kRowTile, pixels_of_block - pixel);
-        multiply(p, here, inner_product, reading.inner, p.weight + unit * depth, units, block.first, pixel, pixels,
-                 product, product_stride, block.output + pixel * p.pixel_units + unit);
+        multiply(p, here, inner_product, reading, p.weight + unit * depth, units, block.first, pixel, pixels, product,
+                 product_stride, block.output + pixel * p.pixel_units + unit);
         finish(p, block, zone, unit, pixel, pixels, product, product_stride, usage);
       }
     }

@@ -1,5 +1,5 @@
-// Convolution where every unit reads one channel of its own: no sum over channels, so the lanes of a vector are channels
-// and the input is what there is to reuse.
+// Convolution where every unit reads one channel of its own: no sum over channels, so the lanes of a vector are
+// channels and the input is what there is to reuse.
 #pragma once
 
 #include "conv2d.h"

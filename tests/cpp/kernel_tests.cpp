@@ -282,8 +282,12 @@ void test_conv2d(const dynprune::Kernels& kernels, const ConvShape& s) {
     for (bool winograd : {false, true}) {
       if (winograd && !three_wide) continue;
       p.winograd = winograd;
-      const std::string how = what + " in blocks of " + std::to_string(p.block_rows) + (winograd ? ", Winograd" : "");
-      check(how, p, dynprune::conv2d_tasks(p), expected, kernels.conv2d);
+      for (int64_t parts : {int64_t{1}, std::max<int64_t>(1, s.depthwise ? 1 : dynprune::panel_count(s.units))}) {
+        p.unit_parts = parts;
+        const std::string how = what + " in blocks of " + std::to_string(p.block_rows) + " and " +
+                                std::to_string(parts) + " parts" + (winograd ? ", Winograd" : "");
+        check(how, p, dynprune::conv2d_tasks(p), expected, kernels.conv2d);
+      }
     }
   }
   if (zones == 1) check_group(what, p, expected, kernels);
