@@ -9,6 +9,13 @@ namespace dynprune {
 
 namespace {
 
+void expect_scale(const char* op, const std::optional<at::Tensor>& scale, int64_t units) {
+  if (!scale.has_value()) return;
+  expect_float(op, "scale", *scale);
+  DYNPRUNE_EXPECT(scale->dim() == 1 && scale->size(0) == units && scale->is_contiguous(), op,
+                  c10::str("a scale [", units, "]"), scale->sizes());
+}
+
 // Bit c % 16 of element c / 16 for every column c of a row, if `columns` rise; empty if they do not.
 std::vector<uint16_t> picked_bits(const std::vector<int64_t>& columns, int64_t row) {
   std::vector<uint16_t> bits((row + 15) / 16, 0);
@@ -37,12 +44,8 @@ void pack_into(const char* op, const at::Tensor& weight, const std::optional<at:
     picked = picked_bits(*columns, p.row_stride);
     if (!picked.empty()) p.picked = picked.data();
   }
-  if (scale.has_value()) {
-    expect_float(op, "scale", *scale);
-    DYNPRUNE_EXPECT(scale->dim() == 1 && scale->size(0) == weight.size(0) && scale->is_contiguous(), op,
-                    c10::str("a scale [", weight.size(0), "]"), scale->sizes());
-    p.scale = scale->const_data_ptr<float>();
-  }
+  expect_scale(op, scale, weight.size(0));
+  if (scale.has_value()) p.scale = scale->const_data_ptr<float>();
   p.packed = packed.mutable_data_ptr<float>();
   run_tasks(pack_tasks(p), p.units * p.depth * 16, p.units, std::nullopt,
             [&](double*, int64_t begin, int64_t end) { kernels().pack(p, begin, end); });
@@ -74,10 +77,25 @@ at::Tensor pack_linear(const at::Tensor& weight, const std::optional<at::Tensor>
 }
 
 at::Tensor pack_conv2d(const at::Tensor& weight, const std::optional<at::Tensor>& indices,
-                       const std::optional<at::Tensor>& input_indices, const std::optional<at::Tensor>& scale) {
+                       const std::optional<at::Tensor>& input_indices, const std::optional<at::Tensor>& scale,
+                       int64_t groups) {
   const char* op = "pack_conv2d";
   expect_float(op, "weight", weight);
   DYNPRUNE_EXPECT(weight.dim() == 4, op, "a weight [out, in, kh, kw]", weight.sizes());
+  if (groups != 1 && weight.size(1) != 1) {
+    DYNPRUNE_EXPECT(groups > 0 && weight.size(0) > 0 && weight.size(0) % groups == 0, op,
+                    c10::str("positive groups that divide ", weight.size(0), " units"), groups);
+    DYNPRUNE_EXPECT(!indices.has_value() && !input_indices.has_value(), op, "no index lists with groups", groups);
+    expect_scale(op, scale, weight.size(0));
+    std::vector<at::Tensor> packed;
+    const int64_t units = weight.size(0) / groups;
+    for (int64_t first = 0; first < weight.size(0); first += units) {
+      std::optional<at::Tensor> part_scale;
+      if (scale.has_value()) part_scale = scale->narrow(0, first, units);
+      packed.push_back(pack_conv2d(weight.narrow(0, first, units), std::nullopt, std::nullopt, part_scale));
+    }
+    return at::cat(packed);
+  }
   const at::Tensor master = weight.contiguous();
   const int64_t taps = weight.size(2) * weight.size(3);
   const int64_t* chosen =

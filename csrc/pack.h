@@ -12,8 +12,12 @@ namespace dynprune {
 at::Tensor pack_linear(const at::Tensor& weight, const std::optional<at::Tensor>& indices,
                        const std::optional<at::Tensor>& columns, const std::optional<at::Tensor>& scale);
 
-// weight [out, in, kh, kw] -> [1, kh, kw, n_in, padded n_out], storage in panels of depth (kh, kw, n_in).
+// weight [out, in, kh, kw] -> [1, kh, kw, n_in, padded n_out], storage in panels of depth (kh, kw, n_in); several
+// groups
+// -> [groups, kh, kw, in, padded out / groups], each as if alone, without index lists. Where each unit has one channel
+// of its own (in = 1), all units are packed as one group.
 at::Tensor pack_conv2d(const at::Tensor& weight, const std::optional<at::Tensor>& indices,
-                       const std::optional<at::Tensor>& input_indices, const std::optional<at::Tensor>& scale);
+                       const std::optional<at::Tensor>& input_indices, const std::optional<at::Tensor>& scale,
+                       int64_t groups = 1);
 
 }  // namespace dynprune

@@ -23,20 +23,30 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv2d": (lambda: nn.Conv2d(3, 19, 3, 2, 1), (2, 3, 9, 7)),
     "conv2d without bias": (lambda: nn.Conv2d(3, 19, 5, padding=2, bias=False), (2, 3, 4, 3)),
     "conv2d dilated": (lambda: nn.Conv2d(3, 19, 3, dilation=2, padding="same"), (2, 3, 9, 7)),
-    "grouped conv2d": (lambda: nn.Conv2d(4, 8, 3, groups=2), (2, 4, 9, 7)),
+    "conv2d in groups": (lambda: nn.Conv2d(4, 8, 3, groups=2), (2, 4, 9, 7)),
+    "conv2d in groups in float64": (lambda: nn.Conv2d(4, 8, 3, groups=2).double(), (2, 4, 9, 7)),
+    "conv2d depthwise": (lambda: nn.Conv2d(19, 19, 3, 2, 1, groups=19), (2, 19, 9, 7)),
+    "conv2d depthwise, two each": (lambda: nn.Conv2d(5, 10, 3, bias=False, groups=5), (2, 5, 9, 7)),
+    "conv1d": (lambda: nn.Conv1d(3, 19, 3, 2, 1), (2, 3, 17)),
+    "conv1d without bias": (lambda: nn.Conv1d(3, 19, 5, padding="same", bias=False), (2, 3, 4)),
+    "conv1d dilated": (lambda: nn.Conv1d(3, 19, 3, padding="valid", dilation=2), (2, 3, 9)),
+    "conv1d in groups": (lambda: nn.Conv1d(6, 9, 3, groups=3), (2, 6, 9)),
+    "conv1d depthwise": (lambda: nn.Conv1d(19, 19, 4, padding=1, groups=19), (2, 19, 9)),
+    "conv1d in float64": (lambda: nn.Conv1d(3, 19, 3).double(), (2, 3, 9)),
+    "circular conv1d": (lambda: nn.Conv1d(3, 8, 3, padding=1, padding_mode="circular"), (2, 3, 9)),
+    "conv1d of one sequence": (lambda: nn.Conv1d(3, 8, 3), (3, 9)),
     "circular conv2d": (lambda: nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular"), (2, 3, 9, 7)),
     "conv2d of one image": (lambda: nn.Conv2d(3, 8, 3), (3, 9, 7)),
 }
 
 
-def ours_of(dense: nn.Module) -> dnn.Linear | dnn.Conv2d:
+def ours_of(dense: nn.Module) -> dnn.Linear | dnn.Conv1d | dnn.Conv2d:
     if isinstance(dense, nn.Linear):
         return dnn.Linear.from_dense(dense)
-    assert isinstance(dense, nn.Conv2d)
-    return dnn.Conv2d.from_dense(dense)
+    return (dnn.Conv1d if isinstance(dense, nn.Conv1d) else dnn.Conv2d).from_dense(dense)
 
 
-def make(name: str) -> tuple[nn.Module, dnn.Linear | dnn.Conv2d, Tensor]:
+def make(name: str) -> tuple[nn.Module, dnn.Linear | dnn.Conv1d | dnn.Conv2d, Tensor]:
     torch.manual_seed(0)
     build, shape = LAYERS[name]
     dense = build().eval()
@@ -49,7 +59,7 @@ def with_constants(dense: Tensor, mask: Tensor, constants: Tensor, dim: int) -> 
     return torch.where(mask.view(shape), dense, constants.to(dense.dtype).view(shape))
 
 
-PRUNABLE = [name for name in LAYERS if not name.startswith(("grouped", "circular", "conv2d of one"))]
+PRUNABLE = [name for name in LAYERS if not name.startswith(("circular", "conv2d of one", "conv1d of one"))]
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -64,7 +74,7 @@ def test_same_outputs(name: str) -> None:
 @pytest.mark.parametrize("name", PRUNABLE)
 def test_set_active(name: str, share: float) -> None:
     dense, ours, x = make(name)
-    units, dim = dense.weight.shape[0], 1 if isinstance(dense, nn.Conv2d) else -1
+    units, dim = dense.weight.shape[0], -1 if isinstance(dense, nn.Linear) else 1
     mask, constants = torch.rand(units) < share, torch.randn(units)
     with torch.no_grad():
         ours.set_active(mask, constants)
@@ -76,7 +86,7 @@ def test_set_active(name: str, share: float) -> None:
         assert relative_error(ours(x), dense(x).double()) <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["linear", "conv2d", "linear without bias"])
+@pytest.mark.parametrize("name", ["linear", "conv2d", "linear without bias", "conv1d", "conv2d in groups"])
 def test_parameters_are_shared_and_trained(name: str) -> None:
     dense, ours, x = make(name)
     assert ours.weight is dense.weight and ours.bias is dense.bias
@@ -92,7 +102,7 @@ def test_parameters_are_shared_and_trained(name: str) -> None:
     torch.testing.assert_close(gradient, torch.autograd.grad(dense(x).sum(), x)[0])
 
 
-@pytest.mark.parametrize("name", ["linear", "conv2d"])
+@pytest.mark.parametrize("name", ["linear", "conv2d", "conv1d", "conv2d depthwise"])
 def test_weights_changed_in_place_or_replaced(name: str) -> None:
     dense, ours, x = make(name)
     with torch.no_grad():
@@ -159,10 +169,18 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: dnn.Conv2d.from_dense(nn.Linear(2, 3)), ValueError,
         "Conv2d.from_dense: expected nn.Conv2d, got Linear",
     ),
-    "grouped": (
-        lambda: dnn.Conv2d(2, 4, 1, groups=2).set_active(torch.ones(4, dtype=torch.bool)),
+    "not a conv1d": (
+        lambda: dnn.Conv1d.from_dense(nn.Conv2d(2, 3, 1)), ValueError,
+        "Conv1d.from_dense: expected nn.Conv1d, got Conv2d",
+    ),
+    "circular": (
+        lambda: dnn.Conv2d(2, 4, 1, padding_mode="circular").set_active(torch.ones(4, dtype=torch.bool)),
         NotImplementedError,
-        "Conv2d.set_active: expected groups=1, .*, got groups=2",
+        r"Conv2d.set_active: expected zero padding .*, got padding=\(0, 0\), padding_mode='circular'",
+    ),
+    "uneven": (
+        lambda: dnn.Conv1d(2, 4, 2, padding="same").set_active(torch.ones(4, dtype=torch.bool)),
+        NotImplementedError, "Conv1d.set_active: expected zero padding of equal ends, got padding='same'",
     ),
     "lstm projection": (lambda: dnn.LSTM(3, 4, proj_size=2), ValueError, "LSTM: expected proj_size 0, got 2"),
     "lstm from a layer": (

@@ -4,6 +4,9 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "output.h"
 #include "pack.h"
 #include "run.h"
@@ -24,84 +27,99 @@ ConvAxis axis(const char* name, int64_t in, int64_t kernel, int64_t stride, int6
   return {in, (in + 2 * padding - reach) / stride + 1, kernel, stride, padding, dilation, 1, 1};
 }
 
-// Grouped convolutions run on ATen, with the same epilogue and the same result.
-at::Tensor grouped(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                   at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                   const std::optional<at::Tensor>& indices, const ActivationSpec& spec,
-                   const std::optional<at::Tensor>& usage) {
-  const int64_t units = weight.size(0), channels = weight.size(1) * groups;
-  DYNPRUNE_EXPECT(groups > 0 && units % groups == 0, kOp, c10::str("positive groups that divide ", units, " units"),
-                  groups);
-  DYNPRUNE_EXPECT(input.size(1) == channels, kOp, c10::str("an input with ", channels, " channels"), input.size(1));
-  if (bias.has_value()) {
-    DYNPRUNE_EXPECT(bias->dim() == 1 && bias->size(0) == units, kOp, c10::str("a bias [", units, "]"), bias->sizes());
-  }
-  axis("high", input.size(2), weight.size(2), stride[0], padding[0], dilation[0]);
-  axis("wide", input.size(3), weight.size(3), stride[1], padding[1], dilation[1]);
-  if (indices.has_value()) expect_indices(kOp, "indices", *indices, units);
-  if (usage.has_value()) expect_usage(kOp, *usage, indices.has_value() ? indices->numel() : units);
-  at::Tensor y = at::conv2d(input, weight, bias, stride, padding, dilation, groups);
-  if (indices.has_value()) y = y.index_select(1, *indices);
-  switch (spec.kind) {
-    case Activation::none: break;
-    case Activation::relu: y = at::relu(y); break;
-    case Activation::leaky_relu: y = at::leaky_relu(y, spec.slope); break;
-    case Activation::gelu: y = at::gelu(y); break;
-    case Activation::gelu_tanh: y = at::gelu(y, "tanh"); break;
-    case Activation::silu: y = at::silu(y); break;
-    case Activation::tanh: y = at::tanh(y); break;
-    case Activation::sigmoid: y = at::sigmoid(y); break;
-  }
-  if (usage.has_value()) {
-    const at::Tensor a = y.transpose(0, 1).reshape({y.size(1), -1}).to(at::kDouble);
-    const at::Tensor good = a.isfinite();
-    const at::Tensor v = at::where(good, a, 0.0);
-    usage->add_(at::stack({v.abs().sum(1), v.sum(1), v.square().sum(1), good.sum(1).to(at::kDouble)}));
-  }
-  return y.contiguous(at::MemoryFormat::ChannelsLast);
-}
-
-struct Operands {
-  at::Tensor weight;               // packed
-  std::optional<at::Tensor> bias;  // [units] or the table [low_h, high_h, low_w, high_w, units]
-  bool gather;
-  int64_t units;
+// What runs as one convolution: all of it, or one group of several.
+struct Part {
+  at::Tensor weight;  // packed
+  int64_t channel;    // the first of its group in the input
+  int64_t unit, units;
 };
 
-Operands resolve(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                 const std::optional<at::Tensor>& indices, const std::optional<at::Tensor>& input_indices) {
-  const int64_t width = input.size(1);
-  if (weight.dim() == 5) {
-    DYNPRUNE_EXPECT(weight.size(0) == 1 && weight.is_contiguous(), kOp, "a packed weight [1, kh, kw, in, padded out]",
-                    weight.sizes());
-    DYNPRUNE_EXPECT(!indices.has_value(), kOp, "no indices beside a packed weight", indices->sizes());
-    DYNPRUNE_EXPECT(bias.has_value() && (bias->dim() == 1 || bias->dim() == 5) &&
-                        padded_units(bias->size(-1)) == weight.size(4) && (bias->size(-1) == 0 || bias->numel() > 0),
-                    kOp,
-                    c10::str("a bias [n] or [low, high, low, high, n] with n rounded up to ", weight.size(4),
-                             " beside a packed weight"),
-                    bias.has_value() ? c10::str(bias->sizes()) : "none");
-    const int64_t channels = input_indices.has_value() ? input_indices->numel() : width;
-    DYNPRUNE_EXPECT(channels == weight.size(3), kOp, c10::str("an input with ", weight.size(3), " (active) channels"),
-                    channels);
-    return {weight, bias, width != channels, bias->size(-1)};
+struct Operands {
+  std::vector<Part> parts;
+  std::optional<at::Tensor> bias;  // [units] or the table [low_h, high_h, low_w, high_w, units]
+  int64_t kernel_h, kernel_w, units;
+  bool depthwise;
+  const int64_t* channels = nullptr;       // of the input that are read; nullptr: as they lie
+  std::vector<int64_t> own_channels = {};  // where `channels` points if no tensor holds them
+};
+
+void expect_packed_bias(const std::optional<at::Tensor>& bias, int64_t padded, int64_t groups) {
+  DYNPRUNE_EXPECT(bias.has_value() && (bias->dim() == 1 || bias->dim() == 5) && bias->size(-1) % groups == 0 &&
+                      padded_units(bias->size(-1) / groups) == padded && (bias->size(-1) == 0 || bias->numel() > 0),
+                  kOp,
+                  c10::str("a bias [n] or [low, high, low, high, n] with n", groups == 1 ? "" : " / groups",
+                           " rounded up to ", padded, " beside a packed weight"),
+                  bias.has_value() ? c10::str(bias->sizes()) : "none");
+}
+
+Operands packed_operands(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                         int64_t groups, const std::optional<at::Tensor>& indices,
+                         const std::optional<at::Tensor>& input_indices) {
+  DYNPRUNE_EXPECT(!indices.has_value(), kOp, "no indices beside a packed weight", indices->sizes());
+  // One channel for each unit: packed as one group is, whatever the number of units; there may be none.
+  const bool depthwise = groups != 1 && weight.size(0) == 1 && weight.size(3) == 1;
+  const int64_t copies = depthwise ? 1 : groups;
+  DYNPRUNE_EXPECT(groups >= (depthwise ? 0 : 1) && weight.size(0) == copies && weight.is_contiguous(), kOp,
+                  c10::str("a packed weight [groups, kh, kw, in, padded out] of ", groups, " groups"), weight.sizes());
+  expect_packed_bias(bias, weight.size(4), copies);
+  Operands o{{}, bias, weight.size(1), weight.size(2), bias->size(-1), depthwise};
+  DYNPRUNE_EXPECT(!depthwise || o.units == groups, kOp, c10::str("as many groups as units, ", o.units), groups);
+  DYNPRUNE_EXPECT(copies == 1 || !input_indices.has_value(), kOp, "no input_indices beside several groups",
+                  input_indices->sizes());
+  const int64_t wanted = depthwise ? groups : weight.size(3) * groups;
+  const int64_t given = input_indices.has_value() ? input_indices->numel() : input.size(1);
+  DYNPRUNE_EXPECT(given == wanted, kOp, c10::str("an input with ", wanted, " (active) channels"), given);
+  if (input.size(1) != wanted) o.channels = expect_indices(kOp, "input_indices", *input_indices, input.size(1));
+  for (int64_t g = 0; g < copies; ++g) {
+    const int64_t units = o.units / copies;
+    o.parts.push_back({weight.select(0, g), g * weight.size(3), g * units, units});
   }
-  DYNPRUNE_EXPECT(weight.dim() == 4, kOp, "a weight [out, in, kh, kw] or packed [1, kh, kw, in, padded out]",
-                  weight.sizes());
-  const int64_t channels = input_indices.has_value() ? input_indices->numel() : weight.size(1);
-  DYNPRUNE_EXPECT(width == weight.size(1) || width == channels, kOp,
-                  c10::str("an input with ", weight.size(1), " channels, or the ", channels, " of input_indices"),
-                  width);
+  return o;
+}
+
+Operands master_operands(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                         int64_t groups, const std::optional<at::Tensor>& indices,
+                         const std::optional<at::Tensor>& input_indices) {
+  const int64_t width = input.size(1), all = weight.size(0), depth = weight.size(1);
+  DYNPRUNE_EXPECT(groups > 0 && all % groups == 0, kOp, c10::str("positive groups that divide ", all, " units"),
+                  groups);
+  DYNPRUNE_EXPECT(groups == 1 || !input_indices.has_value(), kOp, "no input_indices with groups", groups);
+  const int64_t channels = input_indices.has_value() ? input_indices->numel() : depth * groups;
+  DYNPRUNE_EXPECT(width == depth * groups || width == channels, kOp,
+                  c10::str("an input with ", depth * groups, " (active) channels"), width);
   if (bias.has_value()) {
-    DYNPRUNE_EXPECT(bias->dim() == 1 && bias->size(0) == weight.size(0), kOp, c10::str("a bias [", weight.size(0), "]"),
-                    bias->sizes());
+    DYNPRUNE_EXPECT(bias->dim() == 1 && bias->size(0) == all, kOp, c10::str("a bias [", all, "]"), bias->sizes());
   }
-  if (indices.has_value()) expect_indices(kOp, "indices", *indices, weight.size(0));
-  if (input_indices.has_value()) expect_indices(kOp, "input_indices", *input_indices, weight.size(1));
-  at::Tensor packed = pack_conv2d(weight, indices, input_indices, std::nullopt);
-  std::optional<at::Tensor> chosen = bias;
-  if (bias.has_value() && indices.has_value()) chosen = bias->index_select(0, *indices);
-  return {packed, chosen, width != channels, indices.has_value() ? indices->numel() : weight.size(0)};
+  const int64_t* chosen = indices.has_value() ? expect_indices(kOp, "indices", *indices, all) : nullptr;
+  if (input_indices.has_value()) expect_indices(kOp, "input_indices", *input_indices, depth);
+  std::optional<at::Tensor> chosen_bias = bias;
+  if (bias.has_value() && indices.has_value()) chosen_bias = bias->index_select(0, *indices);
+  const int64_t units = indices.has_value() ? indices->numel() : all;
+  Operands o{{}, chosen_bias, weight.size(2), weight.size(3), units, groups > 1 && depth == 1};
+  if (o.depthwise && (indices.has_value() || all != groups)) {
+    for (int64_t u = 0; u < o.units; ++u) {
+      o.own_channels.push_back((indices.has_value() ? chosen[u] : u) / (all / groups));
+    }
+    o.channels = o.own_channels.data();
+  }
+  if (groups == 1 && width != channels) o.channels = input_indices->const_data_ptr<int64_t>();
+  if (groups == 1 || o.depthwise) {
+    o.parts.push_back({pack_conv2d(weight, indices, input_indices, std::nullopt).select(0, 0), 0, 0, o.units});
+    return o;
+  }
+  const int64_t per_group = all / groups;
+  for (int64_t g = 0, unit = 0; g < groups; ++g) {
+    std::optional<at::Tensor> rows;
+    int64_t next = unit + per_group;
+    if (indices.has_value()) {
+      next = std::lower_bound(chosen + unit, chosen + units, (g + 1) * per_group) - chosen;
+      rows = indices->narrow(0, unit, next - unit) - g * per_group;
+    }
+    const at::Tensor packed = pack_conv2d(weight.narrow(0, g * per_group, per_group), rows, std::nullopt, std::nullopt);
+    o.parts.push_back({packed.select(0, 0), g * depth, unit, next - unit});
+    unit = next;
+  }
+  return o;
 }
 
 }  // namespace
@@ -117,17 +135,15 @@ at::Tensor conv2d(const at::Tensor& input, const at::Tensor& weight, const std::
   DYNPRUNE_EXPECT(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, kOp,
                   "stride, padding and dilation of two numbers", stride, " ", padding, " ", dilation);
   const ActivationSpec spec = parse_activation(kOp, activation, slope);
-  if (groups != 1) {
-    DYNPRUNE_EXPECT(weight.dim() == 4 && !input_indices.has_value(), kOp,
-                    "a master weight [out, in, kh, kw] and no input_indices with groups", weight.sizes());
-    return grouped(input, weight, bias, stride, padding, dilation, groups, indices, spec, usage);
-  }
-  const Operands operands = resolve(input, weight, bias, indices, input_indices);
+  DYNPRUNE_EXPECT(weight.dim() == 4 || weight.dim() == 5, kOp,
+                  "a weight [out, in, kh, kw] or packed [groups, kh, kw, in, padded out]", weight.sizes());
+  const auto resolve = weight.dim() == 5 ? packed_operands : master_operands;
+  const Operands operands = resolve(input, weight, bias, groups, indices, input_indices);
   if (usage.has_value()) expect_usage(kOp, *usage, operands.units);
 
   Conv2dParams p{};
-  p.h = axis("high", input.size(2), operands.weight.size(1), stride[0], padding[0], dilation[0]);
-  p.w = axis("wide", input.size(3), operands.weight.size(2), stride[1], padding[1], dilation[1]);
+  p.h = axis("high", input.size(2), operands.kernel_h, stride[0], padding[0], dilation[0]);
+  p.w = axis("wide", input.size(3), operands.kernel_w, stride[1], padding[1], dilation[1]);
   at::Tensor bias_tight;
   if (operands.bias.has_value()) {
     bias_tight = operands.bias->contiguous();
@@ -137,28 +153,34 @@ at::Tensor conv2d(const at::Tensor& input, const at::Tensor& weight, const std::
       p.w.zones_low = bias_tight.size(2);
       p.w.zones_high = bias_tight.size(3);
     }
-    p.bias = bias_tight.const_data_ptr<float>();
   }
   at::Tensor output =
       empty_output({input.size(0), operands.units, p.h.out, p.w.out}, input.options(), at::MemoryFormat::ChannelsLast);
-  p.input = input.const_data_ptr<float>();
   p.stride_n = input.stride(0);
   p.stride_c = input.stride(1);
   p.stride_h = input.stride(2);
   p.stride_w = input.stride(3);
   // A dimension of one channel may have any stride; the kernel asks whether channels are adjacent.
   if (input.size(1) == 1) p.stride_c = 1;
-  if (operands.gather) p.input_indices = expect_indices(kOp, "input_indices", *input_indices, input.size(1));
-  p.weight = operands.weight.const_data_ptr<float>();
-  p.output = output.mutable_data_ptr<float>();
+  p.input_indices = operands.channels;
   p.batch = input.size(0);
-  p.channels = operands.weight.size(3);
-  p.units = operands.units;
+  p.pixel_units = operands.units;
+  p.depthwise = operands.depthwise;
   p.activation = spec;
-  kernels().conv2d_plan(p, at::get_num_threads());
-  const int64_t work = p.batch * p.h.out * p.w.out * p.units * p.channels * p.h.kernel * p.w.kernel;
-  run_tasks(conv2d_tasks(p), work, p.units, usage,
-            [&](double* sums, int64_t begin, int64_t end) { kernels().conv2d(p, sums, begin, end); });
+  for (const Part& part : operands.parts) {
+    p.input = input.const_data_ptr<float>() + part.channel * p.stride_c;
+    p.weight = part.weight.const_data_ptr<float>();
+    p.bias = bias_tight.defined() ? bias_tight.const_data_ptr<float>() + part.unit : nullptr;
+    p.output = output.mutable_data_ptr<float>() + part.unit;
+    p.units = part.units;
+    p.channels = p.depthwise ? part.units : part.weight.size(2);
+    kernels().conv2d_plan(p, at::get_num_threads());
+    const int64_t depth = p.h.kernel * p.w.kernel * (p.depthwise ? 1 : p.channels);
+    std::optional<at::Tensor> sums_of_part;
+    if (usage.has_value()) sums_of_part = usage->narrow(1, part.unit, part.units);
+    run_tasks(conv2d_tasks(p), p.batch * p.h.out * p.w.out * p.units * depth, p.units, sums_of_part,
+              [&](double* sums, int64_t begin, int64_t end) { kernels().conv2d(p, sums, begin, end); });
+  }
   return output;
 }
 

@@ -4,8 +4,8 @@ Each behaves as the ``torch.nn`` layer of the same name, whose parameters ``from
 be told which output units to compute.
 """
 
-from dynprune.nn.conv import Conv2d
+from dynprune.nn.conv import Conv1d, Conv2d
 from dynprune.nn.linear import Linear
 from dynprune.nn.lstm import LSTM
 
-__all__ = ["LSTM", "Conv2d", "Linear"]
+__all__ = ["LSTM", "Conv1d", "Conv2d", "Linear"]

@@ -10,16 +10,18 @@ from torch import Tensor, nn
 
 from dynprune.lowering.ir import LayerSite, Layout
 from dynprune.lowering.tables import Activation
-from dynprune.plan.entries import Conv2dEntry, LinearEntry, expand
+from dynprune.plan.entries import expand
 from dynprune.plan.inputs import Inputs
 
-LayerEntry = LinearEntry | Conv2dEntry
+LayerEntry = Callable[[Tensor, Any], Tensor]
 
 
 class ActiveUnits:
     """The active set of a layer, and its packed form; rebuilt when the set or the weights change."""
 
-    def __init__(self, owner: nn.Linear | nn.Conv2d, make: Callable[..., LayerEntry], dim: int) -> None:
+    def __init__(
+        self, owner: nn.Linear | nn.modules.conv._ConvNd, make: Callable[..., LayerEntry], dim: int
+    ) -> None:
         self.units = int(owner.weight.shape[0])
         self.make = make
         self.dim = dim
@@ -39,7 +41,7 @@ class ActiveUnits:
         self.constants = torch.zeros(self.units) if constants is None else constants.detach().float().clone()
         self._built = None
 
-    def run(self, owner: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+    def run(self, owner: Any, x: Tensor) -> Tensor:
         """The layer on its active units, at full width."""
         state = [
             (t.data_ptr(), None if t.is_inference() else t._version)

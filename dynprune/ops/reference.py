@@ -134,8 +134,20 @@ def pack_conv2d(
     indices: Tensor | None = None,
     input_indices: Tensor | None = None,
     scale: Tensor | None = None,
+    groups: int = 1,
 ) -> Tensor:
-    """``[out, in, kh, kw]`` to ``[1, kh, kw, n_in, padded n_out]``; see ``csrc/pack.h``."""
+    """``[out, in, kh, kw]`` to ``[1, kh, kw, n_in, padded n_out]``; see ``csrc/pack.h``.
+
+    With groups of several channels ``[groups, kh, kw, in, padded out / groups]``, without index lists.
+    """
+    if groups != 1 and weight.shape[1] != 1:
+        op, units = "pack_conv2d", weight.shape[0]
+        divide = groups > 0 and units > 0 and units % groups == 0
+        expect(divide, op, f"positive groups that divide {units} units", groups)
+        expect(indices is None and input_indices is None, op, "no index lists with groups", groups)
+        scales = [None] * groups if scale is None else scale.chunk(groups)
+        parts = zip(weight.chunk(groups), scales, strict=True)
+        return torch.cat([pack_conv2d(part, scale=part_scale) for part, part_scale in parts])
     if scale is not None:
         weight = weight * scale[:, None, None, None]
     if indices is not None:
@@ -285,13 +297,42 @@ def _taps_cut(size: int, out: int, kernel: int, stride: int, padding: int, dilat
 
 
 def _convolve(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
-    """``F.conv2d``, also with no input channels or no units: one of zeros stands in for none."""
-    units, channels = weight.shape[:2]
+    """``F.conv2d``, also with no input channels or no units: one of zeros per group stands in for none."""
+    units, channels, groups = *weight.shape[:2], geometry[-1]
     if channels == 0:
-        input, weight = (F.pad(t, (0, 0, 0, 0, 0, 1)) for t in (input, weight))
+        input, weight = F.pad(input, (0, 0, 0, 0, 0, groups)), F.pad(weight, (0, 0, 0, 0, 0, 1))
     if units == 0:
-        weight, bias = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, 1)), None
+        weight, bias = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, groups)), None
     return F.conv2d(input, weight, bias, *geometry)[:, :units]
+
+
+def _unpack_conv2d(op: str, weight: Tensor, bias: Tensor | None, groups: int) -> tuple[Tensor, int]:
+    """A packed weight as a master, and its groups; beside no units, no group is one."""
+    copies, kh, kw, channels, padded = weight.shape
+    depthwise = groups != 1 and copies == 1 and channels == 1
+    expect(
+        copies == 1 and groups >= 0 if depthwise else copies == groups,
+        op,
+        f"a packed weight [groups, kh, kw, in, padded out] of {groups} groups",
+        list(weight.shape),
+    )
+    expect(
+        bias is not None
+        and bias.dim() in (1, 5)
+        and bias.shape[-1] % copies == 0
+        and padded_units(bias.shape[-1] // copies) == padded
+        and (bias.shape[-1] == 0 or bias.numel() > 0),
+        op,
+        f"a bias [n] or [low, high, low, high, n] with n{'' if copies == 1 else ' / groups'} "
+        f"rounded up to {padded} beside a packed weight",
+        "none" if bias is None else list(bias.shape),
+    )
+    assert bias is not None
+    units = bias.shape[-1]
+    expect(not depthwise or units == groups, op, f"as many groups as units, {units}", groups)
+    parts = [unpack_panels(part, units // copies, kh * kw * channels) for part in weight]
+    master = torch.cat(parts).view(units, kh, kw, channels).permute(0, 3, 1, 2)
+    return (master, groups) if groups > 0 else (master[:, :0], 1)
 
 
 def conv2d(
@@ -313,13 +354,16 @@ def conv2d(
 
     Args:
         input: ``[batch, channels, height, width]`` in any memory format; full width, or compact.
-        weight: master ``[out, in / groups, kh, kw]``, or packed ``[1, kh, kw, in, padded out]``.
+        weight: master ``[out, in / groups, kh, kw]``, or packed ``[1, kh, kw, in, padded out]``; packed
+            groups are ``[groups, kh, kw, in / groups, padded out / groups]``, or, where each unit has
+            one channel of its own (depthwise, ``groups == n``), ``[1, kh, kw, 1, padded n]``.
         bias: ``[out]`` beside a master. Beside a packed weight, required: ``[n]``, or a table
             ``[low_h, high_h, low_w, high_w, n]`` indexed by how many taps the border cuts off at
             the low and the high end of each dimension (larger numbers take the last row).
         stride, padding, dilation: two numbers each, in pixels.
-        groups: more than 1 needs a master weight and no ``input_indices``.
-        indices, input_indices, activation, slope, usage: as in :func:`linear`.
+        groups: of the channels and units that are given.
+        indices, input_indices, activation, slope, usage: as in :func:`linear`; with groups
+            ``input_indices`` belongs to packed depthwise weights only.
 
     Returns:
         ``[batch, n, out_height, out_width]``, channels last.
@@ -330,21 +374,23 @@ def conv2d(
     op = "conv2d"
     expect(input.dim() == 4, op, "an input [batch, channels, height, width]", list(input.shape))
     stride, padding, dilation = list(stride), list(padding), list(dilation)
+    expect(
+        weight.dim() in (4, 5),
+        op,
+        "a weight [out, in, kh, kw] or packed [groups, kh, kw, in, padded out]",
+        list(weight.shape),
+    )
     if weight.dim() == 5:
-        expect(
-            bias is not None and bias.dim() in (1, 5) and padded_units(bias.shape[-1]) == weight.shape[4],
-            op,
-            f"a bias [n] or [low, high, low, high, n] with n rounded up to {weight.shape[4]} "
-            "beside a packed weight",
-            None if bias is None else list(bias.shape),
-        )
-        assert bias is not None
-        expect(indices is None and groups == 1, op, "no indices or groups beside packed", "them")
-        _, kh, kw, channels, _ = weight.shape
-        matrix = unpack_panels(weight, bias.shape[-1], kh * kw * channels)
-        weight = matrix.view(bias.shape[-1], kh, kw, channels).permute(0, 3, 1, 2)
+        got = None if indices is None else list(indices.shape)
+        expect(indices is None, op, "no indices beside a packed weight", got)
+        several = weight.shape[0] != 1
+        weight, groups = _unpack_conv2d(op, weight, bias, groups)
+        got = None if input_indices is None else list(input_indices.shape)
+        expect(input_indices is None or not several, op, "no input_indices beside several groups", got)
     else:
-        expect(weight.dim() == 4, op, "a weight [out, in, kh, kw]", list(weight.shape))
+        units = weight.shape[0]
+        divide = groups > 0 and units % groups == 0
+        expect(divide, op, f"positive groups that divide {units} units", groups)
         expect(groups == 1 or input_indices is None, op, "no input_indices with groups", groups)
         weight, bias = _select(op, weight, bias, indices if groups == 1 else None, input_indices)
     if input_indices is not None and input.shape[1] != weight.shape[1]:
@@ -356,7 +402,8 @@ def conv2d(
         input.shape[1],
     )
     table = bias if bias is not None and bias.dim() == 5 else None
-    y = _convolve(input, weight, None if table is not None else bias, stride, padding, dilation, groups)
+    added = None if table is not None else bias
+    y = _convolve(input, weight, added, stride, padding, dilation, groups)
     if groups != 1 and indices is not None:
         expect_indices(op, "indices", indices, y.shape[1])
         y = y.index_select(1, indices)

@@ -1,6 +1,7 @@
 #include "conv2d.h"
 
 #include "conv2d_block.h"
+#include "depthwise.h"
 #include "kernels.h"
 #include "microkernel.h"
 #include "scratch.h"
@@ -36,13 +37,20 @@ Window window_of(const Conv2dParams& p, const Block& block, float* buffer) {
 // product[pixels, width] for pixels [pixel, pixel + pixels) of a block that starts at output row `first`, and one panel
 // of weights, row by row. Kernel rows above and below the image are left out.
 void multiply(const Conv2dParams& p, const Window& window, const float* panel, int64_t width, int64_t first,
-              int64_t pixel, int64_t pixels, float* product) {
+              int64_t pixel, int64_t pixels, float* product, const float* output) {
   Taps taps{};
   taps.pixel_stride = p.w.stride * window.column_stride;
   taps.tap_stride_h = p.h.dilation * window.row_stride;
   taps.tap_stride_w = p.w.dilation * window.column_stride;
   taps.kernel_w = p.w.kernel;
   taps.channels = p.channels;
+  taps.output = output;
+  taps.output_stride = p.pixel_units;
+  if (taps.tap_stride_w == p.channels && p.channels < kLanes) {
+    // A kernel row of few channels lies in one piece: longer loops.
+    taps.channels *= taps.kernel_w;
+    taps.kernel_w = 1;
+  }
   while (pixels > 0) {
     const int64_t row = pixel / p.w.out, column = pixel % p.w.out;
     const int64_t run = min_of(pixels, p.w.out - column);
@@ -52,6 +60,7 @@ void multiply(const Conv2dParams& p, const Window& window, const float* panel, i
         window.data + row * p.h.stride * window.row_stride + column * taps.pixel_stride + above * taps.tap_stride_h;
     multiply_run(run, taps, panel + above * p.w.kernel * p.channels * width, width, product, width);
     product += run * width;
+    taps.output += run * p.pixel_units;
     pixel += run;
     pixels -= run;
   }
@@ -62,6 +71,7 @@ void multiply(const Conv2dParams& p, const Window& window, const float* panel, i
 // usage: [kUsageRows, padded_units(units)] of this range, added to; nullptr: not wanted.
 void conv2d_range(const Conv2dParams& p, double* usage, int64_t begin, int64_t end) {
   FlushDenormals flush;
+  if (p.depthwise) return depthwise_range(p, usage, begin, end);
   if (p.winograd) return winograd_range(p, usage, begin, end);
   const int64_t depth = p.h.kernel * p.w.kernel * p.channels;
   float* product = scratch(0, kRowTile * kPanel);
@@ -73,19 +83,40 @@ void conv2d_range(const Conv2dParams& p, double* usage, int64_t begin, int64_t e
     const Window window = window_of(p, block, buffer);
     find_zones(p, block, zone);
     const int64_t pixels_of_block = block.rows * p.w.out;
-    for (int64_t unit = 0; unit < p.units; unit += kPanel) {
+    const Units units = units_of(p, task);
+    for (int64_t unit = units.first; unit < units.last; unit += kPanel) {
       const int64_t width = padded_units(min_of(kPanel, p.units - unit));
       for (int64_t pixel = 0; pixel < pixels_of_block; pixel += kRowTile) {
         const int64_t pixels = min_of(kRowTile, pixels_of_block - pixel);
-        multiply(p, window, p.weight + unit * depth, width, block.first, pixel, pixels, product);
-        finish(p, block, zone, unit, pixel, pixels, product, usage);
+        multiply(p, window, p.weight + unit * depth, width, block.first, pixel, pixels, product,
+                 block.output + pixel * p.pixel_units + unit);
+        finish(p, block, zone, unit, pixel, pixels, product, width, usage);
       }
     }
   }
 }
 
+// Rows of a 1x1 convolution are as good as one long row: short rows leave registers empty.
+void join_rows(Conv2dParams& p) {
+  constexpr int64_t kEnough = 48;
+  const auto plain = [](const ConvAxis& a) { return a.kernel == 1 && a.stride == 1 && a.padding == 0; };
+  if (!plain(p.h) || !plain(p.w) || p.stride_h != p.w.in * p.stride_w) return;
+  int64_t rows = 1;
+  while (rows < p.h.in && (p.w.in * rows < kEnough || p.h.in % rows != 0)) ++rows;
+  p.h.in = p.h.out = p.h.in / rows;
+  p.w.in = p.w.out = p.w.in * rows;
+  p.stride_h *= rows;
+}
+
 void conv2d_plan(Conv2dParams& p, int64_t threads) {
   constexpr int64_t kWindowFloats = 32 * 1024;  // a part of L2, beside the weights
+  // Of one image, threads had better take units than rows where the weights are most of what they would all read.
+  constexpr int64_t kWeightFloats = 128 * 1024;
+  join_rows(p);
+  const int64_t weights = p.units * p.channels * p.h.kernel * p.w.kernel;
+  const bool divided = !p.depthwise && p.batch < threads && weights > kWeightFloats;
+  p.unit_parts = divided ? min_of(threads, panel_count(p.units)) : 1;
+  threads = (threads + p.unit_parts - 1) / p.unit_parts;
   p.winograd = winograd_pays(p, threads);
   const int64_t per_row = max_of(1, window_columns(p) * p.channels) * (p.winograd ? 2 : 1);
   int64_t rows = (kWindowFloats / per_row - (p.h.kernel - 1) * p.h.dilation) / p.h.stride;

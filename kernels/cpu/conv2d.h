@@ -38,19 +38,23 @@ struct Conv2dParams {
   int64_t stride_n, stride_c, stride_h, stride_w;
   const int64_t* input_indices;  // [channels] channels of `input` to read; nullptr: the first `channels`
   const float* weight;           // packed, see types.h; depth is (kernel_h, kernel_w, channels), channels fastest
-  const float* bias;             // [zone_count(h), zone_count(w), units]; nullptr: none
-  float* output;                 // [batch, h.out, w.out, units], tight; aliases nothing
+  const float* bias;             // [zone_count(h), zone_count(w), pixel_units] at the first unit; nullptr: none
+  float* output;                 // [batch, h.out, w.out, pixel_units] at the first unit; aliases nothing
   int64_t batch, channels, units;
+  int64_t pixel_units;  // of the whole output: more than `units` if this is one group of several
+  bool depthwise;       // unit u reads channel u only (channels == units), and depth is (kernel_h, kernel_w)
   ConvAxis h, w;
   ActivationSpec activation;
   // How to go about it, from Kernels::conv2d_plan.
   int64_t block_rows;  // output rows staged at once: what fits L2, fewer where threads would be idle
   bool winograd;       // see winograd.h
+  int64_t unit_parts;  // into which the panels are divided among tasks: 1, or more so that threads share the weights
 };
 
 static inline int64_t conv2d_blocks(const Conv2dParams& p) { return (p.h.out + p.block_rows - 1) / p.block_rows; }
 
-// A task is one block of output rows of one image.
-static inline int64_t conv2d_tasks(const Conv2dParams& p) { return p.batch * conv2d_blocks(p); }
+// A task is one block of output rows of one image, for one part of the units.
+static inline int64_t conv2d_tasks_of_part(const Conv2dParams& p) { return p.batch * conv2d_blocks(p); }
+static inline int64_t conv2d_tasks(const Conv2dParams& p) { return p.unit_parts * conv2d_tasks_of_part(p); }
 
 }  // namespace dynprune

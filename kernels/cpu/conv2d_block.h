@@ -43,14 +43,24 @@ inline void stage_columns(const Conv2dParams& p, const float* image, int64_t ih,
 // One task: some output rows of one image.
 struct Block {
   const float* image;
-  float* output;  // [rows, w.out, units]
+  float* output;  // [rows, w.out, pixel_units]
   int64_t first, rows;
 };
 
 inline Block block_of(const Conv2dParams& p, int64_t task) {
-  const int64_t blocks = conv2d_blocks(p), n = task / blocks, first = task % blocks * p.block_rows;
-  return {p.input + n * p.stride_n, p.output + (n * p.h.out + first) * p.w.out * p.units, first,
+  const int64_t blocks = conv2d_blocks(p), n = task / blocks % p.batch, first = task % blocks * p.block_rows;
+  return {p.input + n * p.stride_n, p.output + (n * p.h.out + first) * p.w.out * p.pixel_units, first,
           min_of(p.block_rows, p.h.out - first)};
+}
+
+// The units of a task: whole panels.
+struct Units {
+  int64_t first, last;
+};
+
+inline Units units_of(const Conv2dParams& p, int64_t task) {
+  const int64_t part = task / conv2d_tasks_of_part(p), panels = panel_count(p.units);
+  return {part * panels / p.unit_parts * kPanel, min_of(p.units, (part + 1) * panels / p.unit_parts * kPanel)};
 }
 
 inline bool has_zones(const Conv2dParams& p) { return p.bias != nullptr && zone_count(p.h) * zone_count(p.w) > 1; }
@@ -63,20 +73,20 @@ inline void find_zones(const Conv2dParams& p, const Block& block, int32_t* zone)
   }
 }
 
-// Pixels [pixel, pixel + pixels) of a block from their products [pixels, padded width] with the panel that starts at
+// Pixels [pixel, pixel + pixels) of a block from their products [pixels, product_stride] with the panel that starts at
 // `unit`.
 inline void finish(const Conv2dParams& p, const Block& block, const int32_t* zone, int64_t unit, int64_t pixel,
-                   int64_t pixels, const float* product, double* usage) {
+                   int64_t pixels, const float* product, int64_t product_stride, double* usage) {
   EpilogueTile t{};
   t.product = product;
   t.units = min_of(kPanel, p.units - unit);
-  t.product_stride = padded_units(t.units);
+  t.product_stride = product_stride;
   t.rows = pixels;
   t.bias = p.bias == nullptr ? nullptr : p.bias + unit;
   t.zone = zone == nullptr ? nullptr : zone + pixel;
-  t.bias_stride = p.units;
-  t.output = block.output + pixel * p.units + unit;
-  t.output_stride = p.units;
+  t.bias_stride = p.pixel_units;
+  t.output = block.output + pixel * p.pixel_units + unit;
+  t.output_stride = p.pixel_units;
   t.usage = usage == nullptr ? nullptr : usage + unit;
   t.usage_stride = padded_units(p.units);
   epilogue(t, p.activation);

@@ -4,20 +4,14 @@ namespace dynprune::DYNPRUNE_ISA {
 
 namespace {
 
-inline Register load_register(const float* p) {
-  typedef Register Unaligned __attribute__((aligned(4), may_alias));
-  return *reinterpret_cast<const Unaligned*>(p);
-}
-inline void store_register(float* p, Register v) {
-  typedef Register Unaligned __attribute__((aligned(4), may_alias));
-  *reinterpret_cast<Unaligned*>(p) = v;
-}
-
 // kVectors registers (and half a one) of columns of product[kPixels, ...] = taps * weight, weight [depth, width].
 template <int kPixels, int kVectors, bool kHalf>
 void product_tile(const Taps& t, const float* weight, int64_t width, float* product, int64_t product_stride) {
   Register sum[kPixels][kVectors + 1] = {};
   Half rest[kPixels] = {};
+  if (t.output != nullptr) {
+    prefetch_output(t.output, t.output_stride, kPixels, kVectors * kRegisterLanes + (kHalf ? kUnitAlign : 0));
+  }
   for (int64_t kh = 0; kh < t.kernel_h; ++kh) {
     for (int64_t kw = 0; kw < t.kernel_w; ++kw) {
       const float* input = t.input + kh * t.tap_stride_h + kw * t.tap_stride_w;
@@ -71,6 +65,7 @@ void product_run(int64_t pixels, Taps t, const float* weight, int64_t width, flo
     const int64_t count = (pixels + tiles - 1) / tiles;
     product_rest<most, kVectors, kHalf>(count, t, weight, width, product, stride);
     t.input += count * t.pixel_stride;
+    if (t.output != nullptr) t.output += count * t.output_stride;
     product += count * stride;
     pixels -= count;
   }
@@ -99,11 +94,11 @@ void product_columns(int64_t lanes, int64_t pixels, const Taps& t, const float* 
 
 }  // namespace
 
-void multiply_run(int64_t pixels, const Taps& t, const float* weight, int64_t width, float* product,
-                  int64_t product_stride) {
+void multiply_run(int64_t pixels, Taps t, const float* weight, int64_t width, float* product, int64_t product_stride) {
   for (int64_t j = 0; j < width; j += kGroupLanes) {
     const int64_t lanes = min_of(kGroupLanes, width - j);
     product_columns<kGroup>(lanes, pixels, t, weight + j, width, product + j, product_stride);
+    if (t.output != nullptr) t.output += kGroupLanes;
   }
 }
 

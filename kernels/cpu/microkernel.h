@@ -2,7 +2,8 @@
 // products, and no staging of overlapping taps.
 #pragma once
 
-#include "simd.h"
+#include "register.h"
+#include "types.h"
 
 namespace dynprune::DYNPRUNE_ISA {
 
@@ -12,26 +13,18 @@ struct Taps {
   const float* input;
   int64_t pixel_stride, tap_stride_h, tap_stride_w;
   int64_t kernel_h, kernel_w, channels;
+  const float* output = nullptr;  // where the pixels go in the end, fetched meanwhile; nullptr: unknown
+  int64_t output_stride = 0;
 };
 
-// One register of floats, the number of accumulators that fit beside the weights and an input value, and the registers
-// of a group of columns whose weights are kept while the pixels of a tile pass by.
-#if defined(__AVX512F__)
-typedef Floats Register;
-constexpr int kAccumulators = 24, kGroup = 4;
-#elif defined(__AVX2__)
-typedef Half Register;
-constexpr int kAccumulators = 12, kGroup = 2;
-#else
-typedef float Register __attribute__((vector_size(16)));
-#if defined(__aarch64__)
+// The number of accumulators that fit beside the weights and an input value, and the registers of a group of columns
+// whose weights are kept while the pixels of a tile pass by.
+#if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kAccumulators = 24, kGroup = 4;
 #else
 constexpr int kAccumulators = 12, kGroup = 2;
-#endif
 #endif
 constexpr int kMostPixels = 12;
-constexpr int kRegisterLanes = sizeof(Register) / sizeof(float);
 constexpr int64_t kGroupLanes = kGroup * kRegisterLanes;
 
 constexpr int pixels_of(int registers) {
@@ -45,8 +38,15 @@ constexpr int64_t pixels_per_tile(int64_t width) {
   return pixels_of(registers > kGroup ? kGroup : static_cast<int>(registers));
 }
 
+// A store that misses the cache holds up those behind it, so the lines to be written are fetched while there is
+// something to compute.
+inline void prefetch_output(const float* output, int64_t stride, int64_t pixels, int64_t units) {
+  for (int64_t r = 0; r < pixels; ++r) {
+    for (int64_t c = 0; c < units; c += kLanes) __builtin_prefetch(output + r * stride + c, 1);
+  }
+}
+
 // product[pixels, width] of a run of pixels in one output row; width, that of the panel, is a multiple of 8 up to 64.
-void multiply_run(int64_t pixels, const Taps& t, const float* weight, int64_t width, float* product,
-                  int64_t product_stride);
+void multiply_run(int64_t pixels, Taps t, const float* weight, int64_t width, float* product, int64_t product_stride);
 
 }  // namespace dynprune::DYNPRUNE_ISA

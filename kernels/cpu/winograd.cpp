@@ -148,8 +148,9 @@ int64_t combine_pairs(const Conv2dParams& p, int64_t pair, int64_t pairs, int64_
 bool winograd_pays(const Conv2dParams& p, int64_t threads) {
   // Fewer channels or units than this: the transforms cost what the products save. Fewer pairs: the weights' do.
   constexpr int64_t kLeastWidth = 10, kLeastColumns = 4, kLeastPairs = 16;
-  return p.w.kernel == 3 && p.w.stride == 1 && p.w.dilation == 1 && min_of(p.channels, p.units) >= kLeastWidth &&
-         p.w.out >= kLeastColumns && p.batch * p.h.out * pairs_per_row(p) >= kLeastPairs * threads;
+  return !p.depthwise && p.w.kernel == 3 && p.w.stride == 1 && p.w.dilation == 1 &&
+         min_of(p.channels, p.units) >= kLeastWidth && p.w.out >= kLeastColumns &&
+         p.batch * p.h.out * pairs_per_row(p) >= kLeastPairs * threads;
 }
 
 void winograd_range(const Conv2dParams& p, double* usage, int64_t begin, int64_t end) {
@@ -160,22 +161,27 @@ void winograd_range(const Conv2dParams& p, double* usage, int64_t begin, int64_t
   int32_t* zone = has_zones(p) ? reinterpret_cast<int32_t*>(scratch(2, p.block_rows * p.w.out)) : nullptr;
   float* weight = scratch(3, kComponents * p.h.kernel * p.channels * kPanel);
   float* row = scratch(4, staged_columns(p) * p.channels + kLanes);
-  for (int64_t unit = 0; unit < p.units; unit += kPanel) {
-    const int64_t width = padded_units(min_of(kPanel, p.units - unit)), tile = pair_tile(width);
-    transform_weights(p, p.weight + unit * depth, width, weight);
-    for (int64_t task = begin; task < end; ++task) {
-      const Block block = block_of(p, task);
-      stage(p, block, row, input, component);
-      find_zones(p, block, zone);
-      int64_t pixel = 0;
-      for (int64_t r = 0, rows = 0; r < block.rows; r += rows) {
-        rows = alike_rows(p, block, r);
-        for (int64_t pair = 0; pair < rows * pairs; pair += tile) {
-          const int64_t count = min_of(tile, rows * pairs - pair);
-          multiply_pairs(p, input, component, weight, width, block.first, r, pair, count, product);
-          const int64_t pixels = combine_pairs(p, pair % pairs, count, width, product);
-          finish(p, block, zone, unit, pixel, pixels, product, usage);
-          pixel += pixels;
+  for (int64_t first = begin, last; first < end; first = last) {
+    const int64_t of_part = conv2d_tasks_of_part(p);
+    last = min_of(end, (first / of_part + 1) * of_part);
+    const Units units = units_of(p, first);
+    for (int64_t unit = units.first; unit < units.last; unit += kPanel) {
+      const int64_t width = padded_units(min_of(kPanel, p.units - unit)), tile = pair_tile(width);
+      transform_weights(p, p.weight + unit * depth, width, weight);
+      for (int64_t task = first; task < last; ++task) {
+        const Block block = block_of(p, task);
+        stage(p, block, row, input, component);
+        find_zones(p, block, zone);
+        int64_t pixel = 0;
+        for (int64_t r = 0, rows = 0; r < block.rows; r += rows) {
+          rows = alike_rows(p, block, r);
+          for (int64_t pair = 0; pair < rows * pairs; pair += tile) {
+            const int64_t count = min_of(tile, rows * pairs - pair);
+            multiply_pairs(p, input, component, weight, width, block.first, r, pair, count, product);
+            const int64_t pixels = combine_pairs(p, pair % pairs, count, width, product);
+            finish(p, block, zone, unit, pixel, pixels, product, width, usage);
+            pixel += pixels;
+          }
         }
       }
     }

@@ -179,6 +179,7 @@ struct ConvShape {
   int64_t batch, channels, units;
   dynprune::ConvAxis h, w;
   bool channels_last, gather;
+  bool depthwise = false;
 };
 
 dynprune::ConvAxis axis(int64_t in, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation, int64_t low = 1,
@@ -201,10 +202,32 @@ int64_t brute_zone(const dynprune::ConvAxis& a, int64_t o) {
          std::min(taps_cut(a, o, false), a.zones_high - 1);
 }
 
+// As one group among others: `expected` comes between units of a neighbour, which nobody may write to.
+void check_group(const std::string& what, dynprune::Conv2dParams p, const std::vector<double>& expected,
+                 const dynprune::Kernels& kernels) {
+  constexpr int64_t kBefore = 2, kAfter = 3;
+  p.pixel_units = kBefore + p.units + kAfter;
+  const int64_t pixels = p.batch * p.h.out * p.w.out;
+  Guarded<float> all(pixels * p.pixel_units), own(pixels * p.units);
+  p.output = all.data() + kBefore;
+  kernels.conv2d(p, nullptr, 0, dynprune::conv2d_tasks(p));
+  bool untouched = true;
+  for (int64_t i = 0; i < pixels * p.pixel_units; ++i) {
+    const int64_t unit = i % p.pixel_units - kBefore;
+    if (unit >= 0 && unit < p.units) {
+      own.data()[i / p.pixel_units * p.units + unit] = all[i];
+    } else {
+      untouched = untouched && std::isnan(all[i]);
+    }
+  }
+  expect(close(own, expected), what + " as a group: output");
+  expect(untouched && all.intact(), what + " as a group: other units");
+}
+
 void test_conv2d(const dynprune::Kernels& kernels, const ConvShape& s) {
   const std::string what = std::string(kernels.isa) + " conv2d " + s.name;
   const int64_t all = s.gather ? 2 * s.channels : s.channels;  // channels of the input
-  const int64_t taps = s.h.kernel * s.w.kernel, depth = taps * s.channels;
+  const int64_t taps = s.h.kernel * s.w.kernel, depth = s.depthwise ? taps : taps * s.channels;
   dynprune::Conv2dParams p{};
   p.stride_n = all * s.h.in * s.w.in;
   p.stride_c = s.channels_last ? 1 : s.h.in * s.w.in;
@@ -215,7 +238,7 @@ void test_conv2d(const dynprune::Kernels& kernels, const ConvShape& s) {
   const std::vector<float> bias = random_floats(zones * s.units);
   std::vector<int64_t> columns, indices;  // the master is [units][channels][taps], the packed depth [taps][channels]
   for (int64_t tap = 0; tap < taps; ++tap) {
-    for (int64_t c = 0; c < s.channels; ++c) columns.push_back(c * taps + tap);
+    for (int64_t c = 0; c < depth / taps; ++c) columns.push_back(c * taps + tap);
   }
   for (int64_t c = 0; c < s.channels; ++c) indices.push_back(s.gather ? 2 * c + 1 : c);
   const std::vector<float> weight = pack(kernels, master, s.units, columns);
@@ -228,7 +251,7 @@ void test_conv2d(const dynprune::Kernels& kernels, const ConvShape& s) {
       for (int64_t u = 0; u < s.units; ++u) {
         double sum = bias[zone * s.units + u];
         for (int64_t k = 0; k < depth; ++k) {
-          const int64_t c = k / taps, kh = k % taps / s.w.kernel, kw = k % s.w.kernel;
+          const int64_t c = s.depthwise ? u : k / taps, kh = k % taps / s.w.kernel, kw = k % s.w.kernel;
           const int64_t ih = oh * s.h.stride - s.h.padding + kh * s.h.dilation;
           const int64_t iw = ow * s.w.stride - s.w.padding + kw * s.w.dilation;
           if (ih < 0 || ih >= s.h.in || iw < 0 || iw >= s.w.in) continue;
@@ -246,10 +269,12 @@ void test_conv2d(const dynprune::Kernels& kernels, const ConvShape& s) {
   p.batch = s.batch;
   p.channels = s.channels;
   p.units = s.units;
+  p.pixel_units = s.units;
+  p.depthwise = s.depthwise;
   p.h = s.h;
   p.w = s.w;
   p.activation.kind = dynprune::Activation::relu;
-  const bool three_wide = s.w.kernel == 3 && s.w.stride == 1 && s.w.dilation == 1;
+  const bool three_wide = !s.depthwise && s.w.kernel == 3 && s.w.stride == 1 && s.w.dilation == 1;
   for (int64_t threads : {1, 4, 1000}) {
     kernels.conv2d_plan(p, threads);
     expect(p.block_rows >= 1 && p.block_rows <= s.h.out, what + ": block rows");
@@ -257,10 +282,15 @@ void test_conv2d(const dynprune::Kernels& kernels, const ConvShape& s) {
     for (bool winograd : {false, true}) {
       if (winograd && !three_wide) continue;
       p.winograd = winograd;
-      const std::string how = what + " in blocks of " + std::to_string(p.block_rows) + (winograd ? ", Winograd" : "");
-      check(how, p, dynprune::conv2d_tasks(p), expected, kernels.conv2d);
+      for (int64_t parts : {int64_t{1}, std::max<int64_t>(1, s.depthwise ? 1 : dynprune::panel_count(s.units))}) {
+        p.unit_parts = parts;
+        const std::string how = what + " in blocks of " + std::to_string(p.block_rows) + " and " +
+                                std::to_string(parts) + " parts" + (winograd ? ", Winograd" : "");
+        check(how, p, dynprune::conv2d_tasks(p), expected, kernels.conv2d);
+      }
     }
   }
+  if (zones == 1) check_group(what, p, expected, kernels);
 }
 
 // Padding, two directions, given states and first-step gates, two slices: against a step-by-step loop in float64.
@@ -483,6 +513,18 @@ const ConvShape kConv2d[] = {
     {"1x3 nchw", 2, 10, 17, axis(4, 1, 1, 0, 1), axis(21, 3, 1, 0, 1), false, false},
     {"3x3 dilation 3 along the height", 1, 33, 56, axis(9, 3, 1, 3, 3, 2, 2), axis(8, 3, 1, 1, 1, 1, 1), true, false},
     {"no channels", 1, 0, 17, axis(4, 3, 1, 1, 1), axis(4, 3, 1, 1, 1), true, false},
+    {"depthwise 1x1", 2, 5, 5, axis(4, 1, 1, 0, 1), axis(3, 1, 1, 0, 1), true, false, true},
+    {"depthwise 3x3", 2, 33, 33, axis(9, 3, 1, 1, 1, 2, 2), axis(21, 3, 1, 1, 1, 2, 2), true, false, true},
+    {"depthwise 3x3 nchw", 2, 7, 7, axis(9, 3, 1, 1, 1), axis(21, 3, 1, 1, 1), false, false, true},
+    {"depthwise 3x3 gathered", 1, 66, 66, axis(5, 3, 1, 1, 1), axis(6, 3, 1, 1, 1), true, true, true},
+    {"depthwise 3x3 stride 2", 2, 47, 47, axis(9, 3, 2, 1, 1), axis(37, 3, 2, 1, 1), true, false, true},
+    {"depthwise 3x3 dilation 2", 1, 8, 8, axis(9, 3, 1, 2, 2, 3, 2), axis(14, 3, 2, 2, 2, 2, 3), true, false, true},
+    {"depthwise 3x3 many blocks", 1, 17, 17, axis(44, 3, 1, 1, 1), axis(40, 3, 1, 0, 1), true, false, true},
+    {"depthwise 5x5", 1, 12, 12, axis(7, 5, 1, 2, 1, 3, 3), axis(20, 5, 1, 2, 1, 3, 3), true, false, true},
+    {"depthwise 5x5 stride 2", 2, 130, 130, axis(8, 5, 2, 2, 1), axis(21, 5, 2, 2, 1), true, false, true},
+    {"depthwise 5x5 larger than the image", 2, 9, 9, axis(2, 5, 1, 2, 1), axis(3, 5, 1, 2, 1), true, false, true},
+    {"depthwise 1x7 stride 3", 1, 20, 20, axis(3, 1, 1, 0, 1), axis(40, 7, 3, 3, 1, 4, 4), true, false, true},
+    {"depthwise no channels", 1, 0, 0, axis(4, 3, 1, 1, 1), axis(4, 3, 1, 1, 1), true, false, true},
 };
 
 }  // namespace

@@ -176,9 +176,47 @@ CONV2D = [
     ConvCase("1x7", (1, 17, 4, 9), 16, (1, 7), padding=(0, 3), layout=channels_last),
     ConvCase("7x1", (1, 2, 9, 4), 16, (7, 1), padding=(3, 0)),
     ConvCase("groups-2", (2, 4, 6, 6), 6, (3, 3), padding=(1, 1), groups=2),
-    ConvCase("depthwise", (2, 17, 5, 5), 17, (3, 3), (2, 2), (1, 1), groups=17, layout=channels_last),
+    ConvCase("groups-2-wide", (2, 34, 8, 9), 150, (3, 3), padding=(1, 1), groups=2, layout=channels_last),
+    ConvCase("groups-4-1x1", (2, 20, 5, 6), 68, (1, 1), groups=4, layout=channels_last),
+    ConvCase("groups-3-5x5-stride-2", (1, 9, 9, 8), 12, (5, 5), (2, 2), (2, 2), groups=3),
+    ConvCase("groups-32", (2, 128, 6, 5), 128, (3, 3), padding=(1, 1), groups=32, layout=channels_last),
+    ConvCase("groups-2-batch-0", (0, 4, 6, 6), 6, (3, 3), padding=(1, 1), groups=2),
+    ConvCase("groups-2-no-channels", (2, 0, 6, 6), 6, (3, 3), padding=(1, 1), groups=2),
+    ConvCase("depthwise-1x1", (2, 17, 5, 5), 17, (1, 1), groups=17, layout=channels_last),
+    ConvCase("depthwise-2-channels-nchw", (2, 2, 9, 12), 2, (3, 3), padding=(1, 1), groups=2),
+    ConvCase("depthwise-3x3", (2, 33, 9, 21), 33, (3, 3), padding=(1, 1), groups=33, layout=channels_last),
+    ConvCase(
+        "depthwise-3x3-two-panels", (2, 130, 7, 7), 130, (3, 3), (1, 1), (1, 1), (1, 1), 130, channels_last
+    ),
+    ConvCase("depthwise-3x3-nchw", (2, 19, 9, 11), 19, (3, 3), padding=(1, 1), groups=19),
+    ConvCase("depthwise-3x3-sliced", (2, 7, 6, 6), 7, (3, 3), (1, 1), (1, 1), (1, 1), 7, sliced_channels),
+    ConvCase("depthwise-3x3-repeated", (2, 7, 9, 9), 7, (3, 3), (1, 1), (1, 1), (1, 1), 7, repeated_pixel),
+    ConvCase("depthwise-3x3-one-pixel", (2, 17, 1, 1), 17, (3, 3), padding=(1, 1), groups=17),
+    ConvCase("depthwise-stride-2", (2, 17, 5, 5), 17, (3, 3), (2, 2), (1, 1), (1, 1), 17, channels_last),
+    ConvCase("depthwise-stride-2-long", (1, 9, 8, 70), 9, (3, 3), (2, 2), (1, 1), (1, 1), 9, channels_last),
+    ConvCase("depthwise-stride-3", (1, 9, 13, 14), 9, (3, 3), (3, 3), (1, 1), (1, 1), 9, channels_last),
+    ConvCase("depthwise-dilation-2", (2, 17, 9, 12), 17, (3, 3), (1, 1), (2, 2), (2, 2), 17, channels_last),
+    ConvCase(
+        "depthwise-stride-2-dilation-2", (1, 8, 12, 15), 8, (3, 3), (2, 2), (2, 2), (2, 2), 8, channels_last
+    ),
+    ConvCase("depthwise-5x5", (2, 15, 9, 12), 15, (5, 5), padding=(2, 2), groups=15, layout=channels_last),
+    ConvCase(
+        "depthwise-5x5-stride-2", (2, 65, 14, 14), 65, (5, 5), (2, 2), (2, 2), (1, 1), 65, channels_last
+    ),
+    ConvCase("depthwise-5x5-image-smaller", (2, 9, 2, 3), 9, (5, 5), padding=(2, 2), groups=9),
+    ConvCase("depthwise-1x7", (1, 17, 4, 20), 17, (1, 7), padding=(0, 3), groups=17, layout=channels_last),
+    ConvCase("depthwise-7x7", (1, 24, 14, 14), 24, (7, 7), padding=(3, 3), groups=24, layout=channels_last),
+    ConvCase("depthwise-no-padding", (2, 17, 6, 9), 17, (3, 3), groups=17, layout=channels_last),
+    ConvCase(
+        "depthwise-many-blocks", (1, 17, 48, 40), 17, (3, 3), padding=(1, 1), groups=17, layout=channels_last
+    ),
+    ConvCase(
+        "depthwise-multiplier-3", (2, 7, 6, 5), 21, (3, 3), padding=(1, 1), groups=7, layout=channels_last
+    ),
 ]
 UNGROUPED = [case for case in CONV2D if case.groups == 1]
+DEPTHWISE = [case for case in CONV2D if case.groups == case.shape[1] == case.units > 1]
+PACKABLE = [case for case in CONV2D if "multiplier" not in case.name]
 
 
 @dataclass(frozen=True)
@@ -238,6 +276,10 @@ TABLES = [
     TableCase(_NAMED["5x5-image-smaller"], (3, 4, 3, 2)),
     TableCase(_NAMED["7x7-stride-2-3-channels"], (4, 4, 4, 3)),
     TableCase(_NAMED["no-units"], (2, 2, 2, 2)),
+    TableCase(_NAMED["depthwise-3x3"], (2, 2, 2, 2)),
+    TableCase(_NAMED["depthwise-3x3-two-panels"], (2, 1, 2, 3)),
+    TableCase(_NAMED["depthwise-5x5-image-smaller"], (3, 4, 3, 2)),
+    TableCase(_NAMED["groups-2-wide"], (2, 2, 2, 2)),
 ]
 
 

@@ -15,8 +15,9 @@ from dynprune.ops import reference
 from tests.ops.cases import (
     ACTIVE,
     CONV2D,
+    DEPTHWISE,
+    PACKABLE,
     TABLES,
-    UNGROUPED,
     ActiveCase,
     ConvCase,
     TableCase,
@@ -46,11 +47,12 @@ def check(expected_of: tuple[Any, ...], call: tuple[Any, ...], **kwargs: Any) ->
     assert_usage_close(usage, expected_usage)
 
 
-@pytest.mark.parametrize("case", UNGROUPED, ids=names(UNGROUPED))
+@pytest.mark.parametrize("case", PACKABLE, ids=names(PACKABLE))
 def test_packed(case: ConvCase) -> None:
     x, weight, bias = case.tensors()
-    call = (x, ops.pack_conv2d(weight), bias, *case.geometry)
-    check((x, weight, bias, *case.geometry), call, activation="relu")
+    geometry = (*case.geometry, case.groups)
+    call = (x, ops.pack_conv2d(weight, groups=case.groups), bias, *geometry)
+    check((x, weight, bias, *geometry), call, activation="relu")
 
 
 @pytest.mark.parametrize("case", CONV2D, ids=names(CONV2D))
@@ -63,11 +65,13 @@ def test_master(case: ConvCase) -> None:
 def test_border_table(case: TableCase) -> None:
     """Both ways to look the table up agree: the kernel's and the reference's."""
     x, weight, _ = case.conv.tensors()
-    table, packed = case.table(), ops.pack_conv2d(weight)
-    in_double = reference.pack_conv2d(weight.double())
-    check(
-        (x, in_double, table, *case.conv.geometry), (x, packed, table, *case.conv.geometry), activation="tanh"
+    table, groups = case.table(), case.conv.groups
+    packed, in_double = (
+        ops.pack_conv2d(weight, groups=groups),
+        reference.pack_conv2d(weight.double(), groups=groups),
     )
+    geometry = (*case.conv.geometry, groups)
+    check((x, in_double, table, *geometry), (x, packed, table, *geometry), activation="tanh")
 
 
 @pytest.mark.parametrize(
@@ -143,14 +147,57 @@ def test_gathers_from_nchw_and_for_1x1() -> None:
         check(product, (channels_last(x), weight, bias), input_indices=inputs)
 
 
-def test_indices_with_groups() -> None:
-    x, weight, bias = ConvCase("groups", (2, 6, 5, 5), 9, (3, 3), groups=3).tensors()
-    chosen, usage = torch.tensor([0, 4, 8]), no_usage(3)
-    full = reference.conv2d(x.double(), weight.double(), bias.double(), groups=3)
-    assert_close(conv2d(x, weight, bias, groups=3, indices=chosen, usage=usage), full[:, chosen])
-    assert_usage_close(usage, reference.usage_sums(full[:, chosen], 1))
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("chosen", [[0, 4, 8], [3, 4, 5], [0], [], list(range(9))], ids=str)
+def test_indices_with_groups(depth: int, chosen: list[int]) -> None:
+    """Units of one group, of all, of none: what a unit reads follows its number in the master."""
+    x, weight, bias = ConvCase("groups", (2, 3 * depth, 5, 5), 9, (3, 3), groups=3).tensors()
+    indices, usage = torch.tensor(chosen, dtype=torch.int64), no_usage(len(chosen))
+    full = reference.conv2d(x.double(), weight.double(), bias.double(), groups=3)[:, chosen]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        usage.zero_()
+        x = x.contiguous(memory_format=layout)
+        assert_close(conv2d(x, weight, bias, groups=3, indices=indices, usage=usage), full)
+        assert_usage_close(usage, reference.usage_sums(full, 1))
 
 
+@pytest.mark.parametrize("count", [0, 1, 19, 70])
+@pytest.mark.parametrize("case", DEPTHWISE, ids=names(DEPTHWISE))
+def test_depthwise_on_some_channels(case: ConvCase, count: int) -> None:
+    """Master with indices and packed plan, full-width and compact input: all the same convolution."""
+    x, weight, bias = case.tensors()
+    if count > case.units:
+        pytest.skip("fewer channels than that")
+    chosen = subset(case.units, count, seeded(case.name))
+    compact, packed = x[:, chosen], ops.pack_conv2d(weight, chosen)
+    full = reference.conv2d(x.double(), weight.double(), bias.double(), *case.geometry, case.groups)
+    expected = full[:, chosen].relu()
+    calls: list[tuple[tuple[Any, ...], dict[str, Tensor]]] = [
+        ((x, weight, bias, *case.geometry, case.groups), {"indices": chosen}),
+        ((compact, packed, bias[chosen], *case.geometry, count), {}),
+        ((channels_last(compact), packed, bias[chosen], *case.geometry, count), {}),
+        ((x, packed, bias[chosen], *case.geometry, count), {"input_indices": chosen}),
+    ]
+    for args, lists in calls:
+        usage = no_usage(count)
+        assert_close(conv2d(*args, activation="relu", usage=usage, **lists), expected)
+        assert_usage_close(usage, reference.usage_sums(expected, 1))
+        in_double = [t.double() if isinstance(t, Tensor) else t for t in args]
+        assert_close(reference.conv2d(*in_double, activation="relu", **lists).float(), expected)
+
+
+def test_groups_leave_nan_out_of_the_usage() -> None:
+    for groups in (9, 3):
+        x, weight, bias = ConvCase("nan", (2, 9, 6, 5), 9, (3, 3), padding=(1, 1), groups=groups).tensors()
+        x[0, 4, 2, 2] = float("nan")
+        usage = no_usage(9)
+        y = conv2d(x, weight, bias, padding=(1, 1), groups=groups, usage=usage)
+        clean = torch.tensor([u for u in range(9) if u // (9 // groups) != 4 // (9 // groups)])
+        assert usage.isfinite().all() and y.isnan().any()
+        assert_usage_close(usage[:, clean], reference.usage_sums(y.double(), 1)[:, clean])
+
+
+B9 = torch.randn(9)
 OPCHECK = [
     ("master", (torch.randn(2, 3, 6, 7), torch.randn(9, 3, 3, 3)), {}),
     (
@@ -175,6 +222,11 @@ OPCHECK = [
         {"usage": no_usage(6)},
     ),
     (
+        "packed-depthwise",
+        (torch.randn(2, 9, 6, 7), ops.pack_conv2d(torch.randn(9, 1, 3, 3)), B9, (1, 1), (1, 1), (1, 1), 9),
+        {"usage": no_usage(9)},
+    ),
+    (
         "index-lists",
         (torch.randn(2, 3, 6, 7), torch.randn(9, 3, 3, 3), torch.randn(9)),
         {"indices": torch.tensor([1, 8]), "input_indices": torch.tensor([0, 2]), "usage": no_usage(2)},
@@ -194,17 +246,19 @@ def test_opcheck_of_cases(case: ConvCase) -> None:
 
 
 @pytest.mark.usefixtures("_threads_restored")
+@pytest.mark.parametrize("groups", [1, 3, 66])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_threads(batch: int) -> None:
+def test_threads(batch: int, groups: int) -> None:
     """One result for one number of threads, and the same up to rounding for another."""
-    case = ConvCase("threads", (batch, 33, 20, 20), 66, (3, 3), padding=(1, 1), layout=channels_last)
+    shape = (batch, 66, 40, 40) if groups == 66 else (batch, 33, 20, 20)
+    case = ConvCase("threads", shape, 66, (3, 3), padding=(1, 1), groups=groups, layout=channels_last)
     x, weight, bias = case.tensors()
-    packed = ops.pack_conv2d(weight)
+    packed = ops.pack_conv2d(weight, groups=groups)
 
     def run(threads: int) -> tuple[Tensor, Tensor]:
         torch.set_num_threads(threads)
         usage = no_usage(66)
-        return conv2d(x, packed, bias, *case.geometry, activation="gelu", usage=usage), usage
+        return conv2d(x, packed, bias, *case.geometry, groups, activation="gelu", usage=usage), usage
 
     for threads in (1, 2):
         for first, second in zip(run(threads), run(threads), strict=True):
@@ -216,13 +270,14 @@ def test_threads(batch: int) -> None:
 
 X, W, B = torch.randn(2, 6, 5, 5), torch.randn(9, 6, 3, 3), torch.randn(9)
 P, G = ops.pack_conv2d(W), torch.randn(8, 3, 3, 3)
+Q, D, D2 = ops.pack_conv2d(G, groups=2), *(ops.pack_conv2d(torch.randn(n, 1, 3, 3)) for n in (6, 2))
 ONE, FALLING = torch.tensor([1]), torch.tensor([3, 1])
 BAD: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("input-dims", (X[0], W), {}, r"an input \[batch, channels, height, width\], got \[6, 5, 5\]"),
     ("input-dtype", (X.double(), W), {}, "a float32 input, got Double"),
     ("weight-dtype", (X, W.half()), {}, "a float32 weight, got Half"),
     ("weight-dims", (X, W[0]), {}, r"a weight \[out, in, kh, kw\] or packed .*, got \[6, 3, 3\]"),
-    ("channels", (X[:, :5], W), {}, "an input with 6 channels.*, got 5"),
+    ("channels", (X[:, :5], W), {}, r"an input with 6 \(active\) channels, got 5"),
     ("channels-packed", (X[:, :5], P, B), {}, r"an input with 6 \(active\) channels, got 5"),
     ("bias-shape", (X, W, B[:8]), {}, r"a bias \[9\], got \[8\]"),
     ("packed-without-bias", (X, P), {}, r"a bias \[n\] or .* rounded up to 16.*, got none"),
@@ -243,9 +298,36 @@ BAD: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("padding", (X, W), {"padding": (0, -1)}, "positive kernel, stride .*, got 3, 1, 1, -1"),
     ("activation", (X, W), {"activation": "swish"}, "an activation out of none, relu, .*, got swish"),
     ("usage-shape", (X, W), {"usage": no_usage(8)}, r"float64 usage \[4, 9\].*, got Double \[4, 8\]"),
-    ("groups-packed", (X, P, B), {"groups": 2}, "a master weight .* with groups, got"),
+    ("groups-packed", (X, P, B), {"groups": 2}, r"a packed weight .* of 2 groups, got \[1, 3, 3, 6, 16\]"),
+    ("groups-packed-bias", (X, Q, B), {"groups": 2}, r"a bias .* n / groups rounded up to 8 .*, got \[9\]"),
+    (
+        "groups-packed-channels",
+        (X[:, :5], Q, B[:8]),
+        {"groups": 2},
+        r"an input with 6 \(active\) channels, got 5",
+    ),
+    (
+        "groups-packed-inputs",
+        (X, Q, B[:8]),
+        {"groups": 2, "input_indices": ONE},
+        "no input_indices beside .*1",
+    ),
+    ("groups-inputs", (X, G), {"groups": 2, "input_indices": ONE}, "no input_indices with groups, got 2"),
+    ("depthwise-packed-groups", (X, D, B[:6]), {"groups": 3}, "as many groups as units, 6, got 3"),
+    (
+        "depthwise-packed-channels",
+        (X[:, :5], D, B[:6]),
+        {"groups": 6},
+        r"an input with 6 \(active\) .*, got 5",
+    ),
+    (
+        "depthwise-packed-order",
+        (X, D2, B[:2]),
+        {"groups": 2, "input_indices": FALLING},
+        "input_indices .* after 3",
+    ),
     ("groups-zero", (X, G), {"groups": 0}, "positive groups .*, got 0"),
-    ("groups-channels", (X[:, :5], G), {"groups": 2}, "an input with 6 channels, got 5"),
+    ("groups-channels", (X[:, :5], G), {"groups": 2}, r"an input with 6 \(active\) channels, got 5"),
     ("groups-units", (X, G[:7]), {"groups": 2}, "positive groups that divide 7 units, got 2"),
     ("groups-bias", (X, G, B), {"groups": 2}, r"a bias \[8\], got \[9\]"),
     ("groups-order", (X, G), {"groups": 2, "indices": FALLING}, "indices strictly .*, got 1 after 3"),

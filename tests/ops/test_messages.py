@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,13 +13,22 @@ X, W, B = torch.zeros(2, 4), torch.zeros(3, 4), torch.zeros(3)
 IMAGE, KERNEL = torch.zeros(1, 4, 5, 5), torch.zeros(3, 4, 3, 3)
 
 # name: (op, positional arguments, keyword arguments)
-CASES = {
+CASES: dict[str, tuple[str, tuple[torch.Tensor, ...], dict[str, Any]]] = {
     "linear activation": ("linear", (X, W, B), {"activation": "swish"}),
     "linear unsorted": ("linear", (X, W, B), {"indices": torch.tensor([2, 1])}),
     "linear beyond": ("linear", (X, W, B), {"indices": torch.tensor([3])}),
     "linear input beyond": ("linear", (X, W, B), {"input_indices": torch.tensor([4])}),
     "conv unsorted": ("conv2d", (IMAGE, KERNEL, B), {"indices": torch.tensor([1, 1])}),
     "conv activation": ("conv2d", (IMAGE, KERNEL, B), {"activation": ""}),
+    "conv groups": ("conv2d", (IMAGE, KERNEL, B), {"groups": 2}),
+    "conv inputs with groups": (
+        "conv2d",
+        (IMAGE, torch.zeros(4, 2, 3, 3)),
+        {"groups": 2, "input_indices": torch.tensor([1])},
+    ),
+    "packed groups": ("conv2d", (IMAGE, torch.zeros(1, 3, 3, 4, 8), B), {"groups": 2}),
+    "packed depthwise groups": ("conv2d", (IMAGE, torch.zeros(1, 3, 3, 1, 8), B), {"groups": 2}),
+    "conv dims": ("conv2d", (IMAGE, KERNEL[0], B), {}),
 }
 
 

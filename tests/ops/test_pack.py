@@ -32,6 +32,9 @@ def test_conv2d(case: ConvCase) -> None:
     packed = native.pack_conv2d(weight)
     assert packed.shape == (1, *case.kernel, weight.shape[1], reference.padded_units(case.units))
     assert packed.equal(reference.pack_conv2d(weight))
+    scale = torch.randn(case.units, generator=seeded(case.name))
+    grouped = native.pack_conv2d(weight, scale=scale, groups=case.groups)
+    assert grouped.equal(reference.pack_conv2d(weight, scale=scale, groups=case.groups))
 
 
 @pytest.mark.parametrize("case", ACTIVE, ids=names(ACTIVE))
@@ -77,6 +80,9 @@ BAD: list[tuple[str, str, tuple[Any, ...], str]] = [
         "input_indices strictly increasing .*, got 7",
     ),
     ("conv-scale", "pack_conv2d", (K, None, None, torch.ones(3)), r"a scale \[9\], got \[3\]"),
+    ("conv-groups", "pack_conv2d", (K, None, None, None, 2), "positive groups that divide 9 units, got 2"),
+    ("conv-groups-scale", "pack_conv2d", (K, None, None, torch.ones(3), 3), r"a scale \[9\], got \[3\]"),
+    ("conv-groups-lists", "pack_conv2d", (K, torch.tensor([1]), None, None, 3), "no index lists .*, got 3"),
 ]
 
 
