@@ -113,4 +113,26 @@ at::Tensor pack_conv2d(const at::Tensor& weight, const std::optional<at::Tensor>
   return packed;
 }
 
+at::Tensor tap_sums(const at::Tensor& weight, const at::Tensor& values, const std::optional<at::Tensor>& indices) {
+  const char* op = "tap_sums";
+  expect_float(op, "weight", weight);
+  expect_float(op, "values", values);
+  DYNPRUNE_EXPECT(weight.dim() == 4, op, "a weight [out, in, kh, kw]", weight.sizes());
+  DYNPRUNE_EXPECT(values.dim() == 1 && values.size(0) == weight.size(1), op, c10::str("values [", weight.size(1), "]"),
+                  values.sizes());
+  const at::Tensor master = weight.contiguous(), tight = values.contiguous();
+  TapSumsParams p{};
+  p.weight = master.const_data_ptr<float>();
+  p.values = tight.const_data_ptr<float>();
+  p.rows = indices.has_value() ? expect_indices(op, "indices", *indices, weight.size(0)) : nullptr;
+  p.units = indices.has_value() ? indices->numel() : weight.size(0);
+  p.channels = weight.size(1);
+  p.taps = weight.size(2) * weight.size(3);
+  at::Tensor sums = at::empty({p.units, p.taps}, weight.options().dtype(at::kDouble));
+  p.sums = sums.mutable_data_ptr<double>();
+  run_tasks(p.units, p.units * p.channels * p.taps, p.units, std::nullopt,
+            [&](double*, int64_t begin, int64_t end) { kernels().tap_sums(p, begin, end); });
+  return sums;
+}
+
 }  // namespace dynprune

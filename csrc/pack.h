@@ -20,4 +20,7 @@ at::Tensor pack_conv2d(const at::Tensor& weight, const std::optional<at::Tensor>
                        const std::optional<at::Tensor>& input_indices, const std::optional<at::Tensor>& scale,
                        int64_t groups = 1);
 
+// Sums over the channels of weight [out, in, kh, kw] times values [in]: float64 [n, kh * kw], for the units `indices`.
+at::Tensor tap_sums(const at::Tensor& weight, const at::Tensor& values, const std::optional<at::Tensor>& indices);
+
 }  // namespace dynprune

@@ -59,8 +59,22 @@ class ExpandUnits(nn.Module):
 
 
 def with_ones_channel(x: Tensor) -> Tensor:
-    """``[batch, n, height, width]`` with one more channel of ones: it carries constants per tap."""
-    return F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0)
+    """``[batch, n, ...]`` with one more channel of ones: it carries constants per tap."""
+    return F.pad(x, (*[0, 0] * (x.dim() - 2), 0, 1), value=1.0)
+
+
+class PickChannels(nn.Module):
+    """The channels ``index`` ``[n]`` of an image or a sequence."""
+
+    index: Tensor
+
+    def __init__(self, index: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("index", index)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[batch, channels, ...]`` to ``[batch, n, ...]``."""
+        return x.index_select(1, self.index)
 
 
 class CompactLSTM(nn.Module):

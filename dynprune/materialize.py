@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dynprune.compact import CompactLSTM, ExpandUnits, with_ones_channel
+from dynprune.compact import CompactLSTM, ExpandUnits, PickChannels, with_ones_channel
 from dynprune.lowering import tables
-from dynprune.lowering.analyse import conv_padding
+from dynprune.lowering.convolution import conv_padding, is_depthwise
 from dynprune.lowering.ir import ExpandSite, LayerSite, LSTMSite, NormSite, Program
 from dynprune.plan.build import norm_entry
 from dynprune.plan.inputs import Inputs
@@ -131,7 +131,11 @@ class _Materializer:
         scale, bias = site.fold()
         if scale is not None:
             weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
-        rows = self._kept(site.group) if site.group else torch.arange(site.units)
+        rows = torch.arange(site.units)
+        if site.group is not None:
+            rows = self._kept(site.group)
+        elif site.follows is not None:
+            rows = self._kept(*site.follows.groups)
         weight, bias = weight[rows], bias[rows]
         taps: Tensor | None = None
         if site.read is not None:
@@ -153,22 +157,35 @@ class _Materializer:
         if taps is not None:
             weight = torch.cat([weight, taps], dim=1)
             source = self.graph.call_function(with_ones_channel, (source,))
-        old = site.module
-        conv = nn.Conv2d(
-            weight.shape[1],
-            len(rows),
-            weight.shape[2:],  # type: ignore[arg-type]
-            old.stride,  # type: ignore[arg-type]
-            conv_padding(old),  # type: ignore[arg-type]
-            old.dilation,  # type: ignore[arg-type]
-            dtype=weight.dtype,
-        )
+        groups = site.module.groups
+        if is_depthwise(site.module):
+            groups = len(rows)
+            if site.follows is None and groups < site.units:
+                source = self._call(f"{node.target}_channels", PickChannels(rows), source)
+        conv = _convolution(site, weight, groups)
         return self._call(str(node.target), _filled(conv, weight, bias), source)
 
 
-def _filled(module: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Module:
+def _convolution(site: LayerSite, weight: Tensor, groups: int) -> nn.Conv1d | nn.Conv2d:
+    """A convolution with room for ``weight`` ``[out, in, kh, kw]``."""
+    old = site.module
+    assert isinstance(old, nn.Conv2d)
+    padding = conv_padding(old)
+    assert padding is not None
+    channels, units = weight.shape[1] * groups, weight.shape[0]
+    kernel, stride, pad, dilation = (
+        (int(pair[0]), int(pair[1])) for pair in (weight.shape[2:], old.stride, padding, old.dilation)
+    )
+    if site.sequence:
+        return nn.Conv1d(
+            channels, units, kernel[1], stride[1], pad[1], dilation[1], groups, dtype=weight.dtype
+        )  # fmt: skip
+    return nn.Conv2d(channels, units, kernel, stride, pad, dilation, groups, dtype=weight.dtype)
+
+
+def _filled(module: nn.Linear | nn.Conv1d | nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Module:
     with torch.no_grad():
-        module.weight.copy_(weight)
+        module.weight.copy_(weight.view_as(module.weight))
         assert module.bias is not None
         module.bias.copy_(bias)
     return module

@@ -21,16 +21,19 @@ from dynprune.control.drift import DriftDetector
 from dynprune.control.guard import Guard
 from dynprune.control.prediction import RunningProducts, predict_pruned
 from dynprune.control.usage import RunningMean, RunningUsage, UsageStats
-from dynprune.lowering.ir import Program
+from dynprune.lowering.ir import LayerSite, LSTMSite, Program
 from dynprune.ops.reference import UNIT_ALIGN
 from dynprune.plan.build import PlanBuilder, squared_columns
 from dynprune.plan.plan import Plan
 from dynprune.plan.record import Record
+from dynprune.plan.shared import share_weights
 from dynprune.plan.substitute import Substitute
 
 # Once the drift detector knows its band it looks at one batch in so many: usage sums cost a few
 # percent of a convolution, and an alarm two batches earlier is not worth them on all the others.
 _LIVE_INTERVAL = 4
+# A model of fewer weights keeps its dense plan packed beside a pruned one, for faster canaries.
+_SMALL_MODEL = 1_000_000
 
 
 @dataclasses.dataclass
@@ -123,20 +126,43 @@ class Controller:
         self._window: tuple[int, int] = (-1, 0)
         self._fresh_rows = 0  # dense rows since the last decision
         self._last_seen = self.statistics  # before they were last emptied
+        self._keep_packed_dense = self._weights() < _SMALL_MODEL
         self.load_weights()
-        self.plan = self.dense_plan
+        assert self._packed_dense is not None
+        self.plan = self._packed_dense
 
     def _all_active(self) -> dict[str, policy.GroupState]:
         return {
             name: policy.GroupState.all_active(group.units) for name, group in self.program.groups.items()
         }
 
+    def _weights(self) -> int:
+        """Weights of the lowered layers."""
+        total = 0
+        for site in self.program.sites:
+            if isinstance(site, LayerSite):
+                total += site.module.weight.numel()
+            elif isinstance(site, LSTMSite):
+                total += sum(p.numel() for p in site.layer.lstm.parameters())
+        return total
+
     def load_weights(self) -> None:
         """Pack everything anew from the dense weights."""
         with self.lock, torch.inference_mode(False), torch.no_grad():
-            masks = {n: torch.ones(g.units, dtype=torch.bool) for n, g in self.program.groups.items()}
             self.reader_norms = {name: self._reader_norms(name) for name in self.program.groups}
-            self.dense_plan = self.builder.build(masks, self.substitutes(masks))
+            packed = self._build_dense(None)
+            self._packed_dense: Plan | None = packed
+            self._shared_dense = share_weights(self.program, packed)
+
+    def _build_dense(self, previous: Plan | None) -> Plan:
+        masks = {n: torch.ones(g.units, dtype=torch.bool) for n, g in self.program.groups.items()}
+        return self.builder.build(masks, self.substitutes(masks), previous)
+
+    @property
+    def dense_plan(self) -> Plan:
+        """What canary rows run on: every unit active, on the model's own weights where a packed copy of
+        them beside a pruned plan would cost much memory."""
+        return self._packed_dense or self._shared_dense
 
     def reload_weights(self) -> None:
         """The dense weights were changed in place: pack them anew, and observe anew unless frozen."""
@@ -144,7 +170,7 @@ class Controller:
             self.load_weights()
             if not self.frozen:
                 self.reactivate_all()
-            self.publish(previous=self.dense_plan)
+            self.publish(previous=self._packed_dense)
 
     def _reader_norms(self, name: str) -> list[Tensor]:
         """``||W[:, j]||^2`` at each read point of a group ``[units]``; ones where no layer reads."""
@@ -327,20 +353,24 @@ class Controller:
         """
         active = self.active()
         substitutes = self.substitutes(active)
+        dense: Plan | None
         if all(bool(mask.all()) for mask in active.values()):
-            plan = dataclasses.replace(self.dense_plan, substitutes=substitutes)
+            dense = self._packed_dense or self._build_dense(self.plan)
+            plan = dataclasses.replace(dense, substitutes=substitutes)
         else:
+            dense = self._packed_dense if self._keep_packed_dense else None
             plan = self.builder.build(active, substitutes, previous or self.plan)
         plan = dataclasses.replace(plan, serial=self.plan.serial + 1)
-        before = self.plan
-        self.plan = plan
+        before = self.plan, self._packed_dense
+        self.plan, self._packed_dense = plan, dense
         self.drift.reset()
         try:
             for callback in list(self.callbacks):
                 callback({name: mask.clone() for name, mask in plan.active.items()})
         except BaseException:
             # A failed call leaves the model as it was; the serial is used up.
-            self.plan = dataclasses.replace(before, serial=plan.serial + 1)
+            self.plan = dataclasses.replace(before[0], serial=plan.serial + 1)
+            self._packed_dense = before[1]
             raise
 
     def force(self, name: str, mask: Tensor | None) -> None:

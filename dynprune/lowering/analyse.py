@@ -9,7 +9,7 @@ import operator
 import torch
 from torch import fx, nn
 
-from dynprune.lowering import recurrent, shapes, tables
+from dynprune.lowering import convolution, recurrent, shapes, tables
 from dynprune.lowering.ir import (
     ActivationSite,
     ExpandSite,
@@ -56,33 +56,22 @@ def _why_not(node: fx.Node, module: nn.Module) -> str | None:
     shape = node.args[0].meta.get("shape")
     if _is_ours(module) and not torch.as_tensor(module.active).all():
         return "an active set of its own"
-    if isinstance(module, nn.Conv2d):
-        if module.groups != 1:
-            return f"grouped convolution (groups={module.groups})"
+    if isinstance(module, (nn.Conv1d, nn.Conv2d)):
         if module.padding_mode != "zeros":
             return f"padding mode {module.padding_mode!r}"
-        if conv_padding(module) is None:
+        if convolution.conv_padding(convolution.as_image(module)) is None:
             return f"padding {module.padding!r} that differs between the two ends"
-        return None if shape is not None and len(shape) == 4 else "an input without a batch dimension"
-    return None if shape is not None and len(shape) >= 2 else "an input without a batch dimension"
-
-
-def conv_padding(module: nn.Conv2d) -> list[int] | None:
-    """Pixels of zero padding at each end of both dimensions; None if the ends differ."""
-    if module.padding == "valid":
-        return [0, 0]
-    if module.padding == "same":
-        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        return [t // 2 for t in total] if all(t % 2 == 0 for t in total) else None
-    assert not isinstance(module.padding, str)
-    return list(module.padding)
+        batched = shape is not None and len(shape) == module.weight.dim()
+    else:
+        batched = shape is not None and len(shape) >= 2
+    return None if batched else "an input without a batch dimension"
 
 
 class _Analyser:
     def __init__(self, traced: fx.GraphModule) -> None:
         self.modules = tables.visible_modules(traced)
         self.result = Analysis(traced, self.modules)
-        self.layers: dict[fx.Node, nn.Linear | nn.Conv2d] = {}
+        self.layers: dict[fx.Node, nn.Linear | nn.Conv1d | nn.Conv2d] = {}
         self.direct: set[fx.Node] = set()  # values whose units are as the usage saw them
 
     def run(self) -> Analysis:
@@ -109,13 +98,13 @@ class _Analyser:
         if isinstance(module, nn.LSTM):  # those that can be lowered are split into layers by now
             self._note(node, f"dense: {recurrent.why_not(node, module)}")
             return
-        if type(module) not in (nn.Linear, nn.Conv2d) and not _is_ours(module):
+        if type(module) not in (nn.Linear, nn.Conv1d, nn.Conv2d) and not _is_ours(module):
             if isinstance(module, (nn.GRU, nn.RNN)):
                 self._note(node, f"dense: {type(module).__name__} has no kernel")
             elif type(module) is nn.Module:
                 self._note(node, "dense: it has forward hooks")
             return
-        assert isinstance(module, (nn.Linear, nn.Conv2d))
+        assert isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d))
         reason = _why_not(node, module)
         if reason is None:
             self.layers[node] = module
@@ -132,14 +121,20 @@ class _Analyser:
         module = self.layers[node]
         end, norm, activation = self._fuse(node, module)
         name = self._call_name(str(node.target))
-        site = LayerSite(name, module, activation, norm)
+        plain = module if isinstance(module, nn.Linear) else convolution.as_image(module)
+        site = LayerSite(name, plain, activation, norm, sequence=isinstance(module, nn.Conv1d))
         shape = node.meta["shape"]
         index = self._add_site(node, site)
+        if convolution.is_depthwise(module) and self._follow(node, end, site):
+            return
         site.read = self._read_input(node, module, index)
+        if isinstance(plain, nn.Conv2d) and plain.groups > 1 and not convolution.is_depthwise(plain):
+            self._note(node, f"kernel; never pruned: its units come in {plain.groups} groups")
+            return
         if self._reaches_output(end):
             self._note(node, _NEVER_PRUNED)
             return
-        dim = 1 if isinstance(module, nn.Conv2d) else len(shape) - 1
+        dim = len(shape) - 1 if isinstance(module, nn.Linear) else 1
         site.group = name
         self.result.groups[name] = Group(name, site.units, index, index)
         self.result.layouts[end] = Layout((name,), dim)
@@ -149,6 +144,15 @@ class _Analyser:
         parts += ["batch norm"] if norm is not None else []
         parts += [activation.kind] if activation.kind != "none" else []
         self._note(node, f"kernel ({' + '.join(parts)}); {site.units} units may be pruned")
+
+    def _follow(self, node: fx.Node, end: fx.Node, site: LayerSite) -> bool:
+        """A depthwise convolution of compact channels keeps them apart, as a pooling does."""
+        layout = self.result.layouts.get(tables.source_of(node))
+        if layout is None or layout.dim != 1 or layout.spatial > 1:
+            return False
+        site.follows = self.result.layouts[end] = layout
+        self._note(node, f"kernel (depthwise); computes the units of {layout.name} that are active")
+        return True
 
     def _lstm(self, node: fx.Node) -> None:
         layer = self.modules[str(node.target)]
@@ -198,7 +202,7 @@ class _Analyser:
         return name
 
     def _fuse(
-        self, node: fx.Node, module: nn.Linear | nn.Conv2d
+        self, node: fx.Node, module: nn.Linear | nn.Conv1d | nn.Conv2d
     ) -> tuple[fx.Node, nn.BatchNorm1d | nn.BatchNorm2d | None, Activation]:
         """What follows a layer and can run in its epilogue; the last node of that chain."""
         end, norm = node, None
@@ -206,7 +210,7 @@ class _Analyser:
         if user is not None and user.op == "call_module":
             candidate = self.modules[str(user.target)]
             if isinstance(candidate, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                fits = isinstance(module, nn.Conv2d) or len(node.meta["shape"]) == 2
+                fits = not isinstance(module, nn.Linear) or len(node.meta["shape"]) == 2
                 if fits and candidate.running_mean is not None:
                     norm, end = candidate, user
                     self.result.fused[user] = node
@@ -222,8 +226,8 @@ class _Analyser:
     def _fits(self, module: nn.Module, source: fx.Node, layout: Layout) -> bool:
         """Whether a layer reads the units along the dimension it contracts."""
         shape = source.meta["shape"]
-        if isinstance(module, nn.Conv2d):
-            return layout.dim == 1 and layout.spatial == 1 and len(shape) == 4
+        if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+            return module.groups == 1 and layout.dim == 1 and layout.spatial == 1
         return layout.dim == len(shape) - 1
 
     def _reaches_output(self, node: fx.Node) -> bool:
@@ -243,6 +247,8 @@ class _Analyser:
         if node.op != "call_module":
             return False
         module = self.modules[str(node.target)]
+        if convolution.is_depthwise(module):
+            return False
         return isinstance(module, LSTMLayer) or any(p.dim() >= 2 for p in module.parameters())
 
     def _find_usage_site(self, end: fx.Node, group: str) -> bool:

@@ -48,7 +48,10 @@ class Read:
 
 @dataclasses.dataclass
 class LayerSite:
-    """A call of a linear layer or a convolution, with what is fused into it."""
+    """A call of a linear layer or a convolution, with what is fused into it.
+
+    A convolution over sequences is one over images of height 1.
+    """
 
     name: str
     module: nn.Linear | nn.Conv2d
@@ -56,6 +59,8 @@ class LayerSite:
     norm: nn.BatchNorm1d | nn.BatchNorm2d | None = None
     read: int | None = None  # read point of the input, if the input is compact
     group: str | None = None  # group of the output units, if they may be pruned
+    follows: Layout | None = None  # of input and output alike: a depthwise convolution of compact channels
+    sequence: bool = False  # [batch, channels, length] in and out
 
     @property
     def units(self) -> int:

@@ -9,82 +9,25 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from dynprune import ops
-from dynprune.lowering.analyse import conv_padding
+from dynprune.lowering.convolution import as_image, conv_padding
 from dynprune.lowering.ir import LayerSite
 from dynprune.nn._active import ActiveUnits, LayerEntry
 from dynprune.nn.linear import needs_grad
-from dynprune.ops import reference
 from dynprune.plan.conv2d import conv2d_entry
 from dynprune.plan.inputs import Inputs
 
 if TYPE_CHECKING:
-    _Convolution = nn.modules.conv._ConvNd
+    _Convolution = nn.Conv2d  # or nn.Conv1d
 else:
     _Convolution = object
 
 
-def _as_image(module: Any) -> nn.Conv2d:
-    """The convolution over images that does the same; of a ``Conv1d`` one over images of height 1."""
-    if isinstance(module, nn.Conv2d):
-        return module
-    assert isinstance(module, nn.Conv1d)
-    padding = module.padding if isinstance(module.padding, str) else (0, module.padding[0])
-    image = nn.Conv2d(
-        module.in_channels,
-        module.out_channels,
-        (1, module.kernel_size[0]),
-        (1, module.stride[0]),
-        padding,
-        (1, module.dilation[0]),
-        module.groups,
-        module.bias is not None,
-        device="meta",
-    )
-    image.weight, image.bias = nn.Parameter(module.weight.unsqueeze(2)), module.bias
-    return image
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _GroupedEntry:
-    """A convolution with groups on its active units, reading all channels."""
-
-    weight: Tensor  # packed, or the master beside indices
-    bias: Tensor
-    geometry: tuple[list[int], list[int], list[int], int]
-    lists: dict[str, Any]  # of indices
-
-    def __call__(self, x: Tensor, record: Any) -> Tensor:
-        op = torch.ops.dynprune.conv2d.default if x.dtype == torch.float32 else reference.conv2d
-        y: Tensor = op(x, self.weight, self.bias, *self.geometry, **self.lists)
-        return y
-
-
-def _grouped_entry(module: nn.Conv2d, active: Tensor) -> _GroupedEntry:
-    weight, groups = module.weight.detach(), module.groups
-    bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach()
-    pack = ops.pack_conv2d if weight.dtype == torch.float32 else reference.pack_conv2d
-    rows = None if bool(active.all()) else active.nonzero().flatten()
-    lists: dict[str, Any] = {}
-    if weight.shape[1] == 1 and groups == len(weight):  # a unit takes its channel along
-        weight = pack(weight, rows)
-        if rows is not None:
-            bias, groups, lists = bias[rows], len(rows), {"input_indices": rows}
-    elif rows is not None:
-        lists = {"indices": rows}
-    elif weight.shape[1] > 1:
-        weight = pack(weight, groups=groups)
-    padding = conv_padding(module)
-    assert padding is not None
-    geometry = (list(module.stride), padding, list(module.dilation), groups)
-    return _GroupedEntry(weight, bias, geometry, lists)
-
-
 def _entry(site: LayerSite, active: Tensor, inputs: Inputs, **common: Any) -> LayerEntry:
-    image = _as_image(site.module)
-    if image.groups != 1:
-        return _grouped_entry(image, active)
-    return conv2d_entry(dataclasses.replace(site, module=image), active, inputs, **common)
+    # The layer's own class is no concern of the plan's: it takes images.
+    assert isinstance(site.module, (nn.Conv1d, nn.Conv2d))
+    image = as_image(site.module)
+    sequence = isinstance(site.module, nn.Conv1d)
+    return conv2d_entry(dataclasses.replace(site, module=image, sequence=sequence), active, inputs, **common)
 
 
 class _ActiveConv(_Convolution):
@@ -95,7 +38,7 @@ class _ActiveConv(_Convolution):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._units = ActiveUnits(self, _entry, 1)
-        self._lowered = self.padding_mode == "zeros" and conv_padding(_as_image(self)) is not None
+        self._lowered = self.padding_mode == "zeros" and conv_padding(as_image(self)) is not None
 
     @classmethod
     def from_dense(cls, module: nn.Module) -> Self:
@@ -173,6 +116,4 @@ class Conv1d(_ActiveConv, nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """``[batch, in, length]`` to ``[batch, out, out_length]``."""
-        if self._runs_dense(input):
-            return super().forward(input)
-        return self._units.run(self, input.unsqueeze(2)).squeeze(2)
+        return super().forward(input) if self._runs_dense(input) else self._units.run(self, input)

@@ -31,6 +31,7 @@ if native is None:
 
 pack_linear = reference.pack_linear if native is None else native.pack_linear
 pack_conv2d = reference.pack_conv2d if native is None else native.pack_conv2d
+tap_sums = reference.tap_sums if native is None else native.tap_sums
 pack_lstm = lstm_reference.pack_lstm
 
 

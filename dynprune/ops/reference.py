@@ -159,6 +159,17 @@ def pack_conv2d(
     return pack_panels(matrix).view(1, kh, kw, channels, padded_units(units))
 
 
+def tap_sums(weight: Tensor, values: Tensor, indices: Tensor | None = None) -> Tensor:
+    """What channels with known ``values`` ``[in]`` add to a convolution ``[out, in, kh, kw]``, tap by tap.
+
+    Returns:
+        Float64 ``[n, kh * kw]``, for the units ``indices`` (None: all).
+    """
+    if indices is not None:
+        weight = weight.index_select(0, indices)
+    return torch.einsum("ncp,c->np", weight.flatten(2).double(), values.double())
+
+
 def _select(
     op: str,
     weight: Tensor,

@@ -79,7 +79,7 @@ class PlanBuilder:
         site = self.program.sites[index]
         if isinstance(site, (LayerSite, LSTMSite, ExpandSite)):
             if site.read is None:
-                return None, None
+                return (site.follows if isinstance(site, LayerSite) else None), None
             return self.program.reads[site.read].layout, site.read
         return site.layout, None
 
@@ -132,6 +132,8 @@ class PlanBuilder:
         common = {"read": self._measured(read), "read_layout": layout}
         if isinstance(site, LayerSite):
             own = active[site.group] if site.group else None
+            if site.follows is not None:
+                own = site.follows.join(active)
             if old is not None:
                 assert isinstance(old, (LinearEntry, Conv2dEntry))
                 return dataclasses.replace(old, bias=_layer_bias(site, own, inputs))

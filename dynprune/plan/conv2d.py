@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dynprune import ops
-from dynprune.lowering.analyse import conv_padding
+from dynprune.lowering.convolution import conv_padding, is_depthwise
 from dynprune.lowering.ir import LayerSite
 from dynprune.ops import reference
 from dynprune.plan.entries import Conv2dEntry
@@ -22,30 +21,56 @@ def conv2d_entry(site: LayerSite, active: Tensor | None, inputs: Inputs, **commo
     assert isinstance(module, nn.Conv2d)
     weight = module.weight.detach()
     scale, bias = site.fold()
-    rows, columns = rows_of(active), inputs.columns()
+    rows, taps = rows_of(active), weight.shape[2] * weight.shape[3]
     padding = conv_padding(module)
     assert padding is not None
-    bias = conv2d_bias(module, scale, bias, rows, inputs)
-    op: Callable[..., Tensor]
-    if runs_native(weight):
-        op = torch.ops.dynprune.conv2d.default
-        packed = ops.pack_conv2d(inputs.mixed(weight), rows, columns, scale)
+    native = runs_native(weight)
+    pack = ops.pack_conv2d if native else reference.pack_conv2d
+    groups = module.groups
+    more: dict[str, Any] = {}
+    if groups == 1:
+        columns = inputs.columns()
+        bias = conv2d_bias(module, scale, bias, rows, inputs)
+        weight = pack(inputs.mixed(weight), rows, columns, scale)
+        depth = module.in_channels if columns is None else len(columns)
     else:
-        op = reference.conv2d
-        packed = reference.pack_conv2d(inputs.mixed(weight), rows, columns, scale)
-    units, channels = bias.shape[-1], weight.shape[1] if columns is None else len(columns)
-    taps = weight.shape[2] * weight.shape[3]
+        weight, groups, more = _grouped_weight(module, scale, rows, pack, in_place=site.follows is not None)
+        depth = module.weight.shape[1]
+        if rows is not None and "indices" not in more:  # a master weight's bias is full, too
+            bias = bias[rows]
     return Conv2dEntry(
-        op=op,
-        weight=packed,
+        op=torch.ops.dynprune.conv2d.default if native else reference.conv2d,
+        weight=weight,
         bias=bias,
         stride=list(module.stride),
         padding=padding,
         dilation=list(module.dilation),
-        macs=units * channels * taps,
-        dense_operations=weight.shape[0] * weight.shape[1] * taps,
+        groups=groups,
+        macs=(site.units if rows is None else len(rows)) * depth * taps,
+        dense_operations=module.weight.numel(),
+        sequence=site.sequence,
+        **more,
         **common,
     )
+
+
+def _grouped_weight(
+    module: nn.Conv2d, scale: Tensor | None, rows: Tensor | None, pack: Any, *, in_place: bool
+) -> tuple[Tensor, int, dict[str, Tensor]]:
+    """Weight, groups and index lists of a convolution in groups.
+
+    The units of a depthwise convolution take their channels along; ``in_place``: the input has no others.
+    """
+    weight = module.weight.detach()
+    if is_depthwise(module):
+        more = {} if in_place or rows is None else {"input_indices": rows}
+        return pack(weight, rows, None, scale), module.groups if rows is None else len(rows), more
+    if rows is None and weight.shape[1] > 1:
+        return pack(weight, None, None, scale, groups=module.groups), module.groups, {}
+    # Some units of a group, and several units per channel, have no packed form.
+    if scale is not None:
+        weight = weight * scale[:, None, None, None]
+    return weight, module.groups, {} if rows is None else {"indices": rows}
 
 
 def conv2d_bias(
@@ -61,9 +86,8 @@ def conv2d_bias(
         bias = bias.index_select(0, rows)
     if pruned is None or not bool(pruned.any()):
         return bias
-    gone = pruned.nonzero().flatten()
-    chosen = weight if rows is None else weight.index_select(0, rows)
-    taps = torch.einsum("ocij,c->oij", chosen.index_select(1, gone).double(), pruned[gone].double())
+    add_up = ops.tap_sums if runs_native(weight) else reference.tap_sums
+    taps = add_up(weight, pruned.to(weight.dtype), rows).view(-1, *weight.shape[2:])
     if scale is not None:
         taps = taps * (scale if rows is None else scale[rows]).double()[:, None, None]
     table = border_table(taps, conv_padding(module) or [0, 0], list(module.dilation))

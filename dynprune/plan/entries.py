@@ -90,6 +90,10 @@ class Conv2dEntry:
     read_layout: Layout | None
     dense_operations: int  # per output pixel
     macs: int  # per output pixel
+    groups: int = 1
+    indices: Tensor | None = None  # of a master weight in several groups
+    input_indices: Tensor | None = None  # channels that a depthwise convolution takes from a full-width input
+    sequence: bool = False
 
     def __call__(self, x: Tensor, record: Record | None) -> Tensor:
         """Run on ``x``."""
@@ -98,12 +102,15 @@ class Conv2dEntry:
             read(record, self.read, x, self.read_layout)
             usage = record.usage_of(self.group, self.bias.shape[-1])
         y = self.op(
-            x,
+            x.unsqueeze(2) if self.sequence else x,
             self.weight,
             self.bias,
             self.stride,
             self.padding,
             self.dilation,
+            self.groups,
+            indices=self.indices,
+            input_indices=self.input_indices,
             activation=self.activation,
             slope=self.slope,
             usage=usage,
@@ -112,7 +119,7 @@ class Conv2dEntry:
             pixels = y.shape[0] * y.shape[2] * y.shape[3]
             record.operations += pixels * self.macs
             record.dense_operations += pixels * self.dense_operations
-        return y
+        return y.squeeze(2) if self.sequence else y
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import dynprune
 from dynprune import Config
 from tests.models.masked import Reader, masked_dense, relative_error
+from tests.models.networks import random_norms
 from tests.models.traffic import EVERYTHING, INPUTS, LOW, UNITS, Traffic, two_halves
 
 SOME = torch.arange(UNITS) % 9 == 0
@@ -468,3 +469,49 @@ def test_computing_in_another_dtype(dtype: torch.dtype, tolerance: float) -> Non
         torch.equal(v, before[k]) and v.dtype == before[k].dtype for k, v in model.state_dict().items()
     )
     assert fast.restore() is model
+
+
+LARGE = {
+    "linear": (
+        lambda: nn.Sequential(nn.Linear(20, 700), nn.BatchNorm1d(700), nn.ReLU(), nn.Linear(700, 1500),
+                              nn.Tanh(), nn.Linear(1500, 3)),
+        (20,),
+    ),
+    "convolution": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 20, 3, padding=1), nn.BatchNorm2d(20), nn.ReLU(), nn.Conv2d(20, 20, 3, groups=20),
+            nn.ReLU(), nn.Conv2d(20, 30, 3, groups=2), nn.GELU(), nn.Flatten(), nn.Linear(30 * 16, 2300),
+            nn.ReLU(), nn.Linear(2300, 3),
+        ),
+        (3, 8, 8),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_models_hold_no_packed_dense_plan_beside_a_pruned_one(name: str) -> None:
+    torch.manual_seed(0)
+    make, shape = LARGE[name]
+    model = random_norms(make())
+    x = torch.randn(16, *shape)
+    fast = dynprune.accelerate(model, x)
+    packed = fast._controller.dense_plan
+    first, group = next(iter(fast.groups.items()))
+    fast.set_active(first, torch.rand(group.units) < 0.5)
+    shared = fast._controller.dense_plan
+    parameters = {p.data_ptr() for p in model.parameters()}
+    for site, entry in zip(fast._program.sites, shared.entries, strict=True):
+        assert not hasattr(entry, "weight") or entry.weight.data_ptr() in parameters, site.name
+    # Both see the same, and give the same.
+    records = [fast._controller.dense_record() for _ in range(2)]
+    outputs = [fast._run(plan, r, x) for plan, r in zip((packed, shared), records, strict=True)]
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    for group_name in records[0].usage:
+        torch.testing.assert_close(*(r.usage[group_name] for r in records), rtol=1e-4, atol=1e-3)
+    for index in records[0].reads:
+        torch.testing.assert_close(*(r.reads[index][0] for r in records), rtol=1e-4, atol=1e-3)
+    assert records[0].operations == records[1].operations
+    fast.release(first)
+    assert fast._controller.plan.dense
+    assert fast._controller.dense_plan.entries[0].weight.data_ptr() not in parameters
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)

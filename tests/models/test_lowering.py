@@ -192,7 +192,7 @@ GRAPHS = {
     "local response norm": lambda: mixed(nn.LocalResponseNorm(3)),
     "prelu": lambda: mixed(nn.PReLU(18)),
     "grouped convolution": lambda: mixed(nn.Conv2d(18, 18, 3, padding=1, groups=3)),
-    "depthwise convolution": lambda: mixed(nn.Conv2d(18, 18, 3, padding=1, groups=18)),
+    "convolution in groups": lambda: mixed(nn.Conv2d(18, 18, 3, padding=1, groups=6)),
     "circular padding": lambda: mixed(nn.Conv2d(18, 18, 3, padding=1, padding_mode="circular")),
     "transposed convolution": lambda: mixed(nn.ConvTranspose2d(18, 18, 3, padding=1)),
     "channel shuffle": lambda: mixed(nn.ChannelShuffle(3)),
@@ -254,6 +254,39 @@ GRAPHS = {
         lambda m, x: m.out(m.gru(m.a(x).relu())[0]),
         (3, 5, 9),
         [Reader("gru", "a", dim=2)],
+    ),
+    "depthwise": lambda: Graph(
+        {
+            "a": nn.Conv2d(2, 9, 3), "dw": nn.Conv2d(9, 9, 3, padding=1, stride=2, groups=9, bias=False),
+            "norm": nn.BatchNorm2d(9), "out": nn.Conv2d(9, 3, 1),
+        },
+        lambda m, x: m.out(torch.relu(m.norm(m.dw(torch.relu(m.a(x)))))),
+        IMAGES,
+        [Reader("out", "a")],
+    ),
+    "depthwise of everything": lambda: Graph(
+        {"dw": nn.Conv2d(5, 5, 3, padding=1, groups=5), "out": nn.Conv2d(5, 3, 3, padding=1)},
+        lambda m, x: m.out(torch.relu(m.dw(x))),
+        (2, 5, 6, 6),
+        [Reader("out", "dw")],
+    ),
+    "groups": lambda: Graph(
+        {
+            "a": nn.Conv2d(2, 12, 3), "mid": nn.Conv2d(12, 18, 3, groups=3), "b": nn.Conv2d(18, 9, 1),
+            "out": nn.Conv2d(9, 3, 1),
+        },
+        lambda m, x: m.out(torch.relu(m.b(torch.relu(m.mid(torch.relu(m.a(x))))))),
+        IMAGES,
+        [Reader("mid", "a"), Reader("out", "b")],
+    ),
+    "convolutions over sequences": lambda: Graph(
+        {
+            "a": nn.Conv1d(3, 18, 3, padding="same"), "b": nn.Conv1d(18, 20, 5, 2, padding=2),
+            "dw": nn.Conv1d(20, 20, 3, groups=20), "pool": nn.MaxPool1d(2), "out": nn.Linear(60, 3),
+        },
+        lambda m, x: m.out(m.pool(torch.tanh(m.dw(torch.relu(m.b(m.a(x).relu()))))).flatten(1)),
+        (2, 3, 15),
+        [Reader("b", "a"), Reader("out", "b", pixels=3)],
     ),
     "sequences": lambda: Graph(
         {"a": nn.Linear(9, 12), "out": nn.Linear(12, 4)},

@@ -90,3 +90,21 @@ BAD: list[tuple[str, str, tuple[Any, ...], str]] = [
 def test_bad_input(op: str, args: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{op}: expected {message}"):
         getattr(native, op)(*args)
+
+
+@pytest.mark.parametrize("case", CONV2D, ids=names(CONV2D))
+def test_tap_sums(case: ConvCase) -> None:
+    weight = case.tensors()[1]
+    values = torch.randn(weight.shape[1], generator=seeded(case.name))
+    for indices in (None, torch.arange(0, len(weight), 2)):
+        sums = native.tap_sums(weight, values, indices)
+        expected = reference.tap_sums(weight, values, indices)
+        torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_tap_sums_of_many_channels() -> None:
+    weight, values = torch.randn(3, 515, 5, 3), torch.randn(515)
+    expected = reference.tap_sums(weight, values)
+    torch.testing.assert_close(native.tap_sums(weight, values), expected, rtol=1e-5, atol=1e-4)
+    with pytest.raises(ValueError, match=r"tap_sums: expected values \[515\], got \[3\]"):
+        native.tap_sums(weight, values[:3])
