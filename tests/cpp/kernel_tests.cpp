@@ -81,10 +81,31 @@ std::vector<float> pack(const dynprune::Kernels& kernels, const std::vector<floa
   p.columns = columns.data();
   p.units = units;
   p.depth = depth;
-  Guarded<float> packed(depth * dynprune::padded_units(units));
+  // Columns that rise may be given by their bits as well, and all columns by none.
+  const bool rising = std::is_sorted(columns.begin(), columns.end()) && units > 0;
+  std::vector<uint16_t> bits((p.row_stride + 15) / 16, 0);
+  for (size_t i = 0; rising && i < columns.size(); ++i) {
+    bits[columns[i] / 16] |= static_cast<uint16_t>(1u << (columns[i] % 16));
+  }
+  Guarded<float> packed(depth * dynprune::padded_units(units)), by_bits(depth * dynprune::padded_units(units));
   p.packed = packed.data();
   kernels.pack(p, 0, dynprune::pack_tasks(p));
-  bool right = true;
+  bool right = true, alike = true;
+  auto expect_alike = [&] {
+    kernels.pack(p, 0, dynprune::pack_tasks(p));
+    for (int64_t i = 0; i < depth * dynprune::padded_units(units); ++i) alike = alike && packed[i] == by_bits[i];
+    alike = alike && by_bits.intact();
+  };
+  p.packed = by_bits.data();
+  if (rising) {
+    p.picked = bits.data();
+    expect_alike();
+  }
+  if (rising && depth == p.row_stride) {
+    p.picked = nullptr;
+    p.columns = nullptr;
+    expect_alike();
+  }
   for (int64_t u = 0; u < dynprune::padded_units(units); ++u) {
     const int64_t panel = u / dynprune::kPanel * dynprune::kPanel;
     const int64_t width = dynprune::padded_units(std::min(dynprune::kPanel, units - panel));
@@ -96,6 +117,7 @@ std::vector<float> pack(const dynprune::Kernels& kernels, const std::vector<floa
   const std::string what = std::string(kernels.isa) + " pack " + std::to_string(units) + "x" + std::to_string(depth);
   expect(right, what + ": values");
   expect(packed.intact(), what + ": guard zones");
+  expect(alike, what + ": columns by bits, and none");
   return {packed.data(), packed.data() + depth * dynprune::padded_units(units)};
 }
 
@@ -172,6 +194,42 @@ void test_linear(const dynprune::Kernels& kernels, const LinearShape& s) {
   p.units = s.units;
   p.activation.kind = dynprune::Activation::relu;
   check(what, p, dynprune::linear_tasks(p), expected, kernels.linear);
+  p.streamed = true;
+  check(what + " streamed", p, dynprune::linear_tasks(p), expected, kernels.linear);
+}
+
+void test_pack(const dynprune::Kernels& kernels, int64_t units, int64_t columns) {
+  const std::vector<float> master = random_floats(units * columns);
+  std::vector<int64_t> chosen;
+  for (int64_t c = 0; c < columns; ++c) {
+    if (engine() % 3 != 0) chosen.push_back(c);
+  }
+  pack(kernels, master, units, chosen);
+}
+
+void test_tap_sums(const dynprune::Kernels& kernels, int64_t units, int64_t channels, int64_t taps) {
+  const std::vector<float> weight = random_floats(units * channels * taps), values = random_floats(channels);
+  std::vector<int64_t> rows;
+  for (int64_t u = 0; u < units; u += 2) rows.push_back(u);
+  std::vector<double> expected(rows.size() * taps, 0.0);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    for (int64_t j = 0; j < channels * taps; ++j) {
+      expected[i * taps + j % taps] += double(weight[rows[i] * channels * taps + j]) * values[j / taps];
+    }
+  }
+  Guarded<double> sums(static_cast<int64_t>(expected.size()));
+  dynprune::TapSumsParams p{};
+  p.weight = weight.data();
+  p.rows = rows.data();
+  p.values = values.data();
+  p.sums = sums.data();
+  p.units = static_cast<int64_t>(rows.size());
+  p.channels = channels;
+  p.taps = taps;
+  kernels.tap_sums(p, 0, p.units);
+  const std::string what =
+      std::string(kernels.isa) + " tap sums " + std::to_string(channels) + "x" + std::to_string(taps);
+  expect(close(sums, expected) && sums.intact(), what);
 }
 
 struct ConvShape {
@@ -561,6 +619,12 @@ int main() {
     const int before = passed;
     expect(std::strcmp(kernels->isa, isa) == 0, std::string(isa) + ": the table says its name");
     for (const LinearShape& shape : kLinear) test_linear(*kernels, shape);
+    for (int64_t columns : {1, 15, 16, 300, 517}) {
+      for (int64_t units : {1, 8, 17, 64, 70}) test_pack(*kernels, units, columns);
+    }
+    test_tap_sums(*kernels, 5, 3, 1);
+    test_tap_sums(*kernels, 3, 37, 9);
+    test_tap_sums(*kernels, 1, 16, 25);
     test_lstm(*kernels, 1, 1, 1, {1});
     test_lstm(*kernels, 7, 5, 3, {17, 16});
     test_lstm(*kernels, 40, 2, 9, {33});
