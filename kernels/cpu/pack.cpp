@@ -11,8 +11,10 @@ namespace {
 // Columns of the master that are picked at once, for kLanes rows: what L1 holds.
 constexpr int64_t kChunk = 256;
 
-// v[i][j] and v[j][i] change places: at each step halves, quarters, ... of pairs of rows.
+// v[i][j] and v[j][i] change places.
 inline void transpose(Floats (&v)[kLanes]) {
+#if defined(__AVX512F__)
+  // At each step halves, quarters, ... of pairs of rows.
 #pragma GCC unroll 4
   for (int step = kLanes / 2; step > 0; step /= 2) {
     Ints low, high;
@@ -25,10 +27,17 @@ inline void transpose(Floats (&v)[kLanes]) {
     for (int i = 0; i < kLanes; ++i) {
       if (i & step) continue;
       const Floats a = v[i], b = v[i + step];
-      v[i] = __builtin_shuffle(a, b, low);
-      v[i + step] = __builtin_shuffle(a, b, high);
+      v[i] = _mm512_permutex2var_ps(a, reinterpret_cast<__m512i>(low), b);
+      v[i + step] = _mm512_permutex2var_ps(a, reinterpret_cast<__m512i>(high), b);
     }
   }
+#else
+  float all[kLanes][kLanes];
+  for (int i = 0; i < kLanes; ++i) store(all[i], v[i]);
+  for (int i = 0; i < kLanes; ++i) {
+    for (int j = 0; j < kLanes; ++j) v[i][j] = all[j][i];
+  }
+#endif
 }
 
 // The picked columns of one row from columns [first, first + count) on, `count` of them.
