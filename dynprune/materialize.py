@@ -12,6 +12,7 @@ from dynprune.compact import CompactLSTM, ExpandUnits, with_ones_channel
 from dynprune.lowering import tables
 from dynprune.lowering.analyse import conv_padding
 from dynprune.lowering.ir import ExpandSite, LayerSite, LSTMSite, NormSite, Program
+from dynprune.ops.reference import wide
 from dynprune.plan.build import norm_entry
 from dynprune.plan.inputs import Inputs
 from dynprune.plan.plan import Plan
@@ -127,7 +128,7 @@ class _Materializer:
         return CompactLSTM(site, (self._inputs(site.read), columns), steps)
 
     def _layer(self, node: fx.Node, site: LayerSite, source: fx.Node) -> fx.Node:
-        weight = site.module.weight.detach()
+        weight = wide(site.module.weight.detach())
         scale, bias = site.fold()
         if scale is not None:
             weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
@@ -148,7 +149,7 @@ class _Materializer:
             elif bool(missing.any()):
                 taps = gone.to(weight.dtype).view(len(rows), 1, *weight.shape[2:])
         if isinstance(site.module, nn.Linear):
-            linear = nn.Linear(weight.shape[1], len(rows), dtype=weight.dtype)
+            linear = nn.Linear(weight.shape[1], len(rows), dtype=site.module.weight.dtype)
             return self._call(str(node.target), _filled(linear, weight, bias), source)
         if taps is not None:
             weight = torch.cat([weight, taps], dim=1)
@@ -161,7 +162,7 @@ class _Materializer:
             old.stride,  # type: ignore[arg-type]
             conv_padding(old),  # type: ignore[arg-type]
             old.dilation,  # type: ignore[arg-type]
-            dtype=weight.dtype,
+            dtype=old.weight.dtype,
         )
         return self._call(str(node.target), _filled(conv, weight, bias), source)
 

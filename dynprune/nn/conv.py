@@ -16,7 +16,7 @@ from dynprune.nn._active import ActiveUnits, LayerEntry
 from dynprune.nn.linear import needs_grad
 from dynprune.ops import reference
 from dynprune.plan.conv2d import conv2d_entry
-from dynprune.plan.inputs import Inputs
+from dynprune.plan.inputs import Inputs, runs_native
 
 if TYPE_CHECKING:
     _Convolution = nn.modules.conv._ConvNd
@@ -55,15 +55,15 @@ class _GroupedEntry:
     lists: dict[str, Any]  # of indices
 
     def __call__(self, x: Tensor, record: Any) -> Tensor:
-        op = torch.ops.dynprune.conv2d.default if x.dtype == torch.float32 else reference.conv2d
+        op = torch.ops.dynprune.conv2d.default if runs_native(self.weight) else reference.conv2d
         y: Tensor = op(x, self.weight, self.bias, *self.geometry, **self.lists)
         return y
 
 
-def _grouped_entry(module: nn.Conv2d, active: Tensor) -> _GroupedEntry:
-    weight, groups = module.weight.detach(), module.groups
-    bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach()
-    pack = ops.pack_conv2d if weight.dtype == torch.float32 else reference.pack_conv2d
+def _grouped_entry(site: LayerSite, module: nn.Conv2d, active: Tensor) -> _GroupedEntry:
+    weight, groups = site.weight, module.groups
+    _, bias = site.fold()
+    pack = ops.pack_conv2d if runs_native(weight) else reference.pack_conv2d
     rows = None if bool(active.all()) else active.nonzero().flatten()
     lists: dict[str, Any] = {}
     if weight.shape[1] == 1 and groups == len(weight):  # a unit takes its channel along
@@ -82,9 +82,10 @@ def _grouped_entry(module: nn.Conv2d, active: Tensor) -> _GroupedEntry:
 
 def _entry(site: LayerSite, active: Tensor, inputs: Inputs, **common: Any) -> LayerEntry:
     image = _as_image(site.module)
+    site = dataclasses.replace(site, module=image)
     if image.groups != 1:
-        return _grouped_entry(image, active)
-    return conv2d_entry(dataclasses.replace(site, module=image), active, inputs, **common)
+        return _grouped_entry(site, image, active)
+    return conv2d_entry(site, active, inputs, **common)
 
 
 class _ActiveConv(_Convolution):

@@ -20,7 +20,7 @@ def conv2d_entry(site: LayerSite, active: Tensor | None, inputs: Inputs, **commo
     """The entry of a convolution; ``active`` None computes every unit."""
     module = site.module
     assert isinstance(module, nn.Conv2d)
-    weight = module.weight.detach()
+    weight = site.weight
     scale, bias = site.fold()
     rows, columns = rows_of(active), inputs.columns()
     padding = conv_padding(module)
@@ -68,7 +68,7 @@ def conv2d_bias(
         taps = taps * (scale if rows is None else scale[rows]).double()[:, None, None]
     table = border_table(taps, conv_padding(module) or [0, 0], list(module.dilation))
     full = table + bias.double()
-    return (full.flatten() if table.dim() == 1 else full).to(weight.dtype)
+    return (full.flatten() if table.dim() == 1 else full).to(bias.dtype)
 
 
 def border_table(taps: Tensor, padding: list[int], dilation: list[int]) -> Tensor:
