@@ -26,6 +26,10 @@ def bars(threads: int) -> dict[tuple[str, str], Bar]:
     return {
         ("linear", "oracle / ours"): Bar(0.85, 0.95, 1.20),
         ("conv2d", "oracle / ours"): Bar(0.85, 0.92, 1.15),
+        # In bfloat16: on machines with AMX.
+        ("bf16 linear", "oracle / ours"): Bar(0.85, mean=1.5),
+        ("bf16 conv2d", "oracle / ours"): Bar(0.85, mean=1.2),
+        ("bf16 gain", "float32 / ours"): Bar(2.5),
         ("lstm", "oracle / ours"): Bar(1.0, mean=1.3 if threads == 1 else 1.5),
         ("models", "compact compiled / ours"): Bar(0.8, mean=1.0),
         ("models", "ours / dense eager, all active"): Bar(1.02, at_most=True),

@@ -16,9 +16,11 @@ from torch import Tensor
 
 import dynprune
 from benchmarks.bars import fails
+from dynprune.ops import native
 
 THREADS_VARIABLE = "DYNPRUNE_BENCH_THREADS"
-TOLERANCE = 1e-4  # relative to the largest value; the tests are stricter, against float64
+# Relative to the largest value; the tests are stricter, against float64.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 Run = Callable[[], Tensor]
 Times = Mapping[str, float]  # contestant -> seconds per call
@@ -43,6 +45,8 @@ def machine(threads: int) -> dict[str, Any]:
         "cpu": cpu_name(),
         "threads": threads,
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "amx": torch.cpu._is_amx_tile_supported(),
+        "bfloat16_products": native is not None and native.has_brgemm_bf16(),
         **{key: value for key, value in dynprune.info().items() if key != "threads"},
     }
 
@@ -51,7 +55,8 @@ def check(actual: Tensor, expected: Tensor) -> None:
     """Nothing is timed whose result is wrong."""
     assert actual.shape == expected.shape
     worst, largest = (actual - expected).abs().max().item(), expected.abs().max().item()
-    assert worst <= TOLERANCE * largest, f"off by {worst:.3g} where the largest value is {largest:.3g}"
+    tolerance = max(TOLERANCE[actual.dtype], TOLERANCE[expected.dtype])
+    assert worst <= tolerance * largest, f"off by {worst:.3g} where the largest value is {largest:.3g}"
 
 
 def calls_per_sample(run: Run, seconds: float) -> int:

@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 
 namespace dynprune {
 
@@ -14,6 +15,19 @@ namespace dynprune {
 inline void expect_float(const char* op, const char* name, const at::Tensor& t) {
   DYNPRUNE_EXPECT(t.scalar_type() == at::kFloat, op, c10::str("a float32 ", name), t.scalar_type());
   DYNPRUNE_EXPECT(t.device().is_cpu(), op, c10::str("a ", name, " on the CPU"), t.device());
+}
+
+// What a layer computes with: float32 or bfloat16, the same for input and weight. Biases are float32 beside both.
+inline void expect_operands(const char* op, const at::Tensor& input, const at::Tensor& weight,
+                            const std::optional<at::Tensor>& bias) {
+  const at::ScalarType type = input.scalar_type();
+  DYNPRUNE_EXPECT(type == at::kFloat || type == at::kBFloat16, op, "a float32 or bfloat16 input", type);
+  DYNPRUNE_EXPECT(weight.scalar_type() == type, op, c10::str("a weight of the input's dtype, ", type),
+                  weight.scalar_type());
+  for (const auto& [name, t] : {std::pair("input", &input), std::pair("weight", &weight)}) {
+    DYNPRUNE_EXPECT(t->device().is_cpu(), op, c10::str("a ", name, " on the CPU"), t->device());
+  }
+  if (bias.has_value()) expect_float(op, "bias", *bias);
 }
 
 // Strictly increasing int64 in [0, limit): an index list names channels in their original order.

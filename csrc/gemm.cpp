@@ -39,10 +39,33 @@ void blas(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const fl
   at::addmm_out(out, out, view(a, m, k, lda), view(b, k, n, ldb), accumulate ? 1 : 0);
 }
 
+// In software it would be slower than the float32 product, so the CPU's own instructions are asked for as well.
+bool probe_brgemm_bf16() {
+#if defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(__x86_64__)
+  if (std::string(kernels().isa) != "avx512" || !__builtin_cpu_supports("avx512bf16")) return false;
+  try {
+    alignas(64) at::BFloat16 a[16 * 16] = {}, b[16 * 16] = {};
+    alignas(64) float c[16 * 16];
+    at::native::cpublas::brgemm(16, 16, 16, 16, 16, 16, false, a, b, c, true);
+    at::native::cpublas::brgemm_release(true);
+    return true;
+  } catch (const c10::Error&) {
+    return false;
+  }
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 bool has_brgemm() {
   static const bool available = probe_brgemm();
+  return available;
+}
+
+bool has_brgemm_bf16() {
+  static const bool available = probe_brgemm_bf16();
   return available;
 }
 
@@ -58,7 +81,21 @@ void gemm_tile(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, con
   blas(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
 }
 
+bool gemm_tile_bf16([[maybe_unused]] int64_t m, [[maybe_unused]] int64_t n, [[maybe_unused]] int64_t k,
+                    [[maybe_unused]] const uint16_t* a, [[maybe_unused]] int64_t lda,
+                    [[maybe_unused]] const uint16_t* b, [[maybe_unused]] float* c, [[maybe_unused]] bool accumulate) {
+  if (!has_brgemm_bf16()) return false;
+#ifdef CPUBLAS_BRGEMM_BF16BF16F32
+  at::native::cpublas::brgemm(m, n, k, lda, n, kPanel, accumulate, reinterpret_cast<const at::BFloat16*>(a),
+                              reinterpret_cast<const at::BFloat16*>(b), c, true);
+#endif
+  return true;
+}
+
 void gemm_release() {
+#ifdef CPUBLAS_BRGEMM_BF16BF16F32
+  if (has_brgemm_bf16()) at::native::cpublas::brgemm_release(true);
+#endif
 #ifdef CPUBLAS_BRGEMM_F32F32F32
   if (has_brgemm()) at::native::cpublas::brgemm_release(false);
 #endif

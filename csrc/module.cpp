@@ -18,6 +18,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("UNIT_ALIGN") = dynprune::kUnitAlign;
   m.def("isa", [] { return std::string(dynprune::kernels().isa); }, "Instruction set of the CPU kernels in use.");
   m.def("has_brgemm", &dynprune::has_brgemm, "Whether small products run on oneDNN's brgemm (otherwise BLAS).");
+  m.def("has_brgemm_bf16", &dynprune::has_brgemm_bf16, "Whether it multiplies bfloat16 on this CPU's instructions.");
   m.def("threads", &dynprune::thread_count, "Threads that a kernel with enough work runs on.");
   m.def("pack_linear", &dynprune::pack_linear, py::arg("weight"), py::arg("indices") = py::none(),
         py::arg("columns") = py::none(), py::arg("scale") = py::none(), py::call_guard<py::gil_scoped_release>());

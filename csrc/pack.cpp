@@ -2,12 +2,19 @@
 
 #include <vector>
 
+#include "bfloat16.h"
 #include "output.h"
 #include "run.h"
 
 namespace dynprune {
 
 namespace {
+
+void expect_weight(const char* op, const at::Tensor& weight) {
+  DYNPRUNE_EXPECT(weight.scalar_type() == at::kFloat || weight.scalar_type() == at::kBFloat16, op,
+                  "a float32 or bfloat16 weight", weight.scalar_type());
+  DYNPRUNE_EXPECT(weight.device().is_cpu(), op, "a weight on the CPU", weight.device());
+}
 
 void expect_scale(const char* op, const std::optional<at::Tensor>& scale, int64_t units) {
   if (!scale.has_value()) return;
@@ -31,8 +38,9 @@ std::vector<uint16_t> picked_bits(const std::vector<int64_t>& columns, int64_t r
 // `columns` null: all of them.
 void pack_into(const char* op, const at::Tensor& weight, const std::optional<at::Tensor>& indices,
                const std::vector<int64_t>* columns, const std::optional<at::Tensor>& scale, at::Tensor& packed) {
+  const at::Tensor master = weight.to(at::kFloat).contiguous();
   PackParams p{};
-  p.master = weight.const_data_ptr<float>();
+  p.master = master.const_data_ptr<float>();
   p.row_stride = weight.numel() / std::max<int64_t>(1, weight.size(0));
   p.units = indices.has_value() ? indices->numel() : weight.size(0);
   p.rows = indices.has_value() ? expect_indices(op, "indices", *indices, weight.size(0)) : nullptr;
@@ -56,9 +64,8 @@ void pack_into(const char* op, const at::Tensor& weight, const std::optional<at:
 at::Tensor pack_linear(const at::Tensor& weight, const std::optional<at::Tensor>& indices,
                        const std::optional<at::Tensor>& columns, const std::optional<at::Tensor>& scale) {
   const char* op = "pack_linear";
-  expect_float(op, "weight", weight);
+  expect_weight(op, weight);
   DYNPRUNE_EXPECT(weight.dim() == 2, op, "a weight [out, in]", weight.sizes());
-  const at::Tensor master = weight.contiguous();
   std::vector<int64_t> list;
   if (columns.has_value()) {
     DYNPRUNE_EXPECT(columns->dim() == 1 && columns->scalar_type() == at::kLong, op, "int64 columns [n]",
@@ -71,16 +78,16 @@ at::Tensor pack_linear(const at::Tensor& weight, const std::optional<at::Tensor>
   }
   const int64_t units = indices.has_value() ? indices->numel() : weight.size(0);
   const int64_t depth = columns.has_value() ? columns->numel() : weight.size(1);
-  at::Tensor packed = empty_output({1, depth, padded_units(units)}, weight.options());
-  pack_into(op, master, indices, columns.has_value() ? &list : nullptr, scale, packed);
-  return packed;
+  at::Tensor packed = empty_output({1, depth, padded_units(units)}, weight.options().dtype(at::kFloat));
+  pack_into(op, weight, indices, columns.has_value() ? &list : nullptr, scale, packed);
+  return weight.scalar_type() == at::kBFloat16 ? paired(packed, depth) : packed;
 }
 
 at::Tensor pack_conv2d(const at::Tensor& weight, const std::optional<at::Tensor>& indices,
                        const std::optional<at::Tensor>& input_indices, const std::optional<at::Tensor>& scale,
                        int64_t groups) {
   const char* op = "pack_conv2d";
-  expect_float(op, "weight", weight);
+  expect_weight(op, weight);
   DYNPRUNE_EXPECT(weight.dim() == 4, op, "a weight [out, in, kh, kw]", weight.sizes());
   if (groups != 1 && weight.size(1) != 1) {
     DYNPRUNE_EXPECT(groups > 0 && weight.size(0) > 0 && weight.size(0) % groups == 0, op,
@@ -96,7 +103,6 @@ at::Tensor pack_conv2d(const at::Tensor& weight, const std::optional<at::Tensor>
     }
     return at::cat(packed);
   }
-  const at::Tensor master = weight.contiguous();
   const int64_t taps = weight.size(2) * weight.size(3);
   const int64_t* chosen =
       input_indices.has_value() ? expect_indices(op, "input_indices", *input_indices, weight.size(1)) : nullptr;
@@ -107,10 +113,10 @@ at::Tensor pack_conv2d(const at::Tensor& weight, const std::optional<at::Tensor>
     for (int64_t c = 0; c < channels; ++c) list.push_back((chosen == nullptr ? c : chosen[c]) * taps + tap);
   }
   const int64_t units = indices.has_value() ? indices->numel() : weight.size(0);
-  at::Tensor packed =
-      empty_output({1, weight.size(2), weight.size(3), channels, padded_units(units)}, weight.options());
-  pack_into(op, master, indices, &list, scale, packed);
-  return packed;
+  at::Tensor packed = empty_output({1, weight.size(2), weight.size(3), channels, padded_units(units)},
+                                   weight.options().dtype(at::kFloat));
+  pack_into(op, weight, indices, &list, scale, packed);
+  return weight.scalar_type() == at::kBFloat16 ? paired(packed, taps * channels) : packed;
 }
 
 at::Tensor tap_sums(const at::Tensor& weight, const at::Tensor& values, const std::optional<at::Tensor>& indices) {

@@ -1,4 +1,5 @@
-// Packing weights for the kernels (layout: kernels/cpu/types.h).
+// Packing weights for the kernels (layout: kernels/cpu/types.h). A bfloat16 weight is multiplied with its float32 scale
+// in float32, and rounded once.
 #pragma once
 
 #include <ATen/ATen.h>

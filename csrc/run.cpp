@@ -26,6 +26,14 @@ int64_t thread_count() {
   return static_cast<int64_t>(seen.size());
 }
 
+int64_t row_tile(int64_t rows, int64_t panels) {
+  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  const int64_t tiles = (rows + kRowTile - 1) / kRowTile;
+  if (panels == 0 || tiles * panels >= threads) return kRowTile;
+  const int64_t wanted = (threads + panels - 1) / panels;
+  return std::clamp<int64_t>((rows + wanted - 1) / wanted, 8, kRowTile);
+}
+
 ActivationSpec parse_activation(const char* op, c10::string_view name, double slope) {
   static constexpr std::pair<const char*, Activation> kNames[] = {
       {"none", Activation::none}, {"relu", Activation::relu},           {"leaky_relu", Activation::leaky_relu},

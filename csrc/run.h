@@ -24,6 +24,9 @@ int64_t thread_count();
 // Waking a thread costs about as much as this many multiply-adds.
 constexpr int64_t kWorkPerThread = 200'000;
 
+// Rows per task of a product that is `panels` wide: full tiles, or smaller ones where threads would be idle.
+int64_t row_tile(int64_t rows, int64_t panels);
+
 // Splits [0, tasks) into one contiguous chunk per thread; `range(usage, begin, end)` runs a chunk. Usage sums are kept
 // per chunk and added up in order, so the result depends on the number of threads only.
 template <typename Range>

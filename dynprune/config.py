@@ -40,8 +40,9 @@ class Config:
             observed anew. ``math.inf`` turns this off.
         max_divergence: share of canary rows whose answer (the largest output) pruning may change; the
             controller lowers the thresholds while the measured share may be above it. None: no guard.
-        dtype: what the model computes in, on a copy of the weights; None: as it is. Only float32 has
-            compiled kernels, other dtypes run on PyTorch's own.
+        dtype: what the model computes in, on a copy of the weights; None: as it is. Float32
+            has compiled kernels, and bfloat16 those of linear layers and convolutions; the rest runs on
+            PyTorch's own.
         seed: of the choice of canary batches and rows.
 
     Raises:

@@ -12,6 +12,7 @@ from dynprune.compact import CompactLSTM, ExpandUnits, PickChannels, with_ones_c
 from dynprune.lowering import tables
 from dynprune.lowering.convolution import conv_padding, is_depthwise
 from dynprune.lowering.ir import ExpandSite, LayerSite, LSTMSite, NormSite, Program
+from dynprune.ops.reference import wide
 from dynprune.plan.build import norm_entry
 from dynprune.plan.inputs import Inputs
 from dynprune.plan.plan import Plan
@@ -127,7 +128,7 @@ class _Materializer:
         return CompactLSTM(site, (self._inputs(site.read), columns), steps)
 
     def _layer(self, node: fx.Node, site: LayerSite, source: fx.Node) -> fx.Node:
-        weight = site.module.weight.detach()
+        weight = wide(site.module.weight.detach())
         scale, bias = site.fold()
         if scale is not None:
             weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
@@ -152,7 +153,7 @@ class _Materializer:
             elif bool(missing.any()):
                 taps = gone.to(weight.dtype).view(len(rows), 1, *weight.shape[2:])
         if isinstance(site.module, nn.Linear):
-            linear = nn.Linear(weight.shape[1], len(rows), dtype=weight.dtype)
+            linear = nn.Linear(weight.shape[1], len(rows), dtype=site.module.weight.dtype)
             return self._call(str(node.target), _filled(linear, weight, bias), source)
         if taps is not None:
             weight = torch.cat([weight, taps], dim=1)
@@ -178,9 +179,9 @@ def _convolution(site: LayerSite, weight: Tensor, groups: int) -> nn.Conv1d | nn
     )
     if site.sequence:
         return nn.Conv1d(
-            channels, units, kernel[1], stride[1], pad[1], dilation[1], groups, dtype=weight.dtype
+            channels, units, kernel[1], stride[1], pad[1], dilation[1], groups, dtype=old.weight.dtype
         )  # fmt: skip
-    return nn.Conv2d(channels, units, kernel, stride, pad, dilation, groups, dtype=weight.dtype)
+    return nn.Conv2d(channels, units, kernel, stride, pad, dilation, groups, dtype=old.weight.dtype)
 
 
 def _filled(module: nn.Linear | nn.Conv1d | nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Module:

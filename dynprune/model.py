@@ -67,7 +67,7 @@ def accelerate(model: nn.Module, example_inputs: Any, config: Config | None = No
     else:
         dense, args = copy.deepcopy(model).eval().to(config.dtype), _cast(args, config.dtype)
     traced = trace(dense)
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
         annotate_shapes(traced, args)
         if split_lstms(traced):
             annotate_shapes(traced, args)
@@ -155,6 +155,9 @@ class AcceleratedModel(nn.Module):
         self._row_wise = False
         self._slice_rows = 0  # rows that run at once; 0: all of them
         tensors = itertools.chain(program.traced.parameters(), program.traced.buffers())
+        dtypes = (p.dtype for p in program.traced.parameters() if p.is_floating_point())
+        self._dtype = next(dtypes, config.dtype)  # what it computes in; None: as its inputs are
+        self._rounds = self._dtype in (torch.bfloat16, torch.float16)
         self._tracked = [t for t in tensors if not t.is_inference()]
         self._versions = self._read_versions()
         self.__dict__["_run"] = program.module.forward
@@ -163,6 +166,9 @@ class AcceleratedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Same arguments and outputs as the original model.
+
+        Under ``torch.autocast`` it computes, and answers, in its own dtype all the same: ``Config.dtype``
+        or that of its parameters.
 
         Raises:
             NotImplementedError: an input requires a gradient.
@@ -174,6 +180,11 @@ class AcceleratedModel(nn.Module):
                         "forward: expected inputs that need no gradient, got one that requires it; "
                         "use restore() to differentiate"
                     )
+        if torch.is_autocast_enabled("cpu"):
+            if self._dtype is not None:
+                args, kwargs = _cast(args, self._dtype), _cast(kwargs, self._dtype)
+            with torch.autocast("cpu", enabled=False):
+                return self(*args, **kwargs)
         with torch.no_grad():
             dtype = self.config.dtype
             if dtype is None:
@@ -259,7 +270,7 @@ class AcceleratedModel(nn.Module):
         """Compare with the model on the example, and find out whether rows may be split."""
         plan = self._controller.plan
         got = self._run(plan, None, *args)
-        close = _close(got, expected, 1e-2 if self.config.dtype else 1e-3)
+        close = _close(got, expected, 1e-2 if self.config.dtype or self._rounds else 1e-3)
         if not close:
             raise ValueError(
                 "accelerate: expected the lowered model to agree with the model on example_inputs, "
@@ -290,7 +301,7 @@ class AcceleratedModel(nn.Module):
         if _batch_size(twice) != 2 * rows:
             return
         old = _take_rows(twice, torch.arange(2 * rows).flip(0)[:rows], 2 * rows)
-        self._row_wise = _close(old, got, _ROW_TOLERANCE)
+        self._row_wise = _close(old, got, 1e-2 if self._rounds else _ROW_TOLERANCE)
         if self._row_wise:
             images = [n.meta.get("shape") for n in self._program.traced.graph.nodes]
             sizes = [4 * math.prod(s[1:]) for s in images if s is not None and len(s) == 4]
@@ -346,7 +357,7 @@ class AcceleratedModel(nn.Module):
             raise ValueError(f"calibrate: expected an iterable of batches, got {type(batches).__name__}")
         self._follow_weights()
         statistics = Statistics(self._program, self.config.window)
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
             for batch in batches:
                 args = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
                 if self.config.dtype is not None:

@@ -262,3 +262,39 @@ def test_a_set_of_its_own_inside_accelerate_is_kept() -> None:
     assert list(fast.groups) == ["2"]
     assert "dense: an active set of its own" in fast.explain()
     torch.testing.assert_close(fast(x), expected)
+
+
+NARROW = ["linear", "linear without bias", "conv2d", "conv1d", "conv2d in groups", "conv2d depthwise"]
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_in_bfloat16(name: str) -> None:
+    dense, _, x = make(name)
+    dense, x = dense.bfloat16(), x.bfloat16()
+    ours, expected = ours_of(dense), copy.deepcopy(dense).double()(x.double()).detach()
+    with torch.no_grad():
+        assert ours(x).dtype == torch.bfloat16
+        assert relative_error(ours(x), expected) <= 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("share", [0.4, 1.0])
+@pytest.mark.parametrize("name", NARROW)
+def test_autocast(name: str, share: float, dtype: torch.dtype) -> None:
+    """Inside the region the layer runs in its dtype, as PyTorch's own does; outside as ever."""
+    dense, ours, x = make(name)
+    units, dim = dense.weight.shape[0], -1 if isinstance(dense, nn.Linear) else 1
+    mask, constants = torch.rand(units) < share, torch.randn(units)
+    ours.set_active(mask, constants)
+    with torch.no_grad():
+        expected = with_constants(dense(x), mask, constants, dim).double()
+        with torch.autocast("cpu", dtype=dtype):
+            for given in (x, x.to(dtype)):
+                assert ours(given).dtype == dense(given).dtype == dtype
+                assert relative_error(ours(given), expected) <= 1e-2
+        assert ours(x).dtype == torch.float32
+        assert relative_error(ours(x), expected) <= 1e-5
+        dense.weight.mul_(2)
+        with torch.autocast("cpu", dtype=dtype):
+            expected = with_constants(dense(x), mask, constants, dim).double()
+            assert relative_error(ours(x), expected) <= 1e-2

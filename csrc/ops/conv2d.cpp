@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "bfloat16.h"
 #include "output.h"
 #include "pack.h"
 #include "run.h"
@@ -122,15 +123,68 @@ Operands master_operands(const at::Tensor& input, const at::Tensor& weight, cons
   return o;
 }
 
+void set_strides(Convolution& c, const at::Tensor& input) {
+  c.stride_n = input.stride(0);
+  // A dimension of one channel may have any stride; the kernels ask whether channels are adjacent.
+  c.stride_c = input.size(1) == 1 ? 1 : input.stride(1);
+  c.stride_h = input.stride(2);
+  c.stride_w = input.stride(3);
+}
+
+std::optional<at::Tensor> usage_of(const std::optional<at::Tensor>& usage, const Part& part) {
+  if (!usage.has_value()) return std::nullopt;
+  return usage->narrow(1, part.unit, part.units);
+}
+
+void run_parts(const Convolution& shape, const at::Tensor& input, const Operands& operands, const at::Tensor& bias,
+               at::Tensor& output, const std::optional<at::Tensor>& usage) {
+  Conv2dParams p{shape};
+  set_strides(p, input);
+  p.input_indices = operands.channels;
+  p.depthwise = operands.depthwise;
+  for (const Part& part : operands.parts) {
+    const bool narrow = part.weight.scalar_type() == at::kBFloat16;
+    const at::Tensor weight = narrow ? unpaired(part.weight, p.h.kernel * p.w.kernel) : part.weight;
+    p.input = input.const_data_ptr<float>() + part.channel * p.stride_c;
+    p.weight = weight.const_data_ptr<float>();
+    p.bias = bias.defined() ? bias.const_data_ptr<float>() + part.unit : nullptr;
+    p.output = output.mutable_data_ptr<float>() + part.unit;
+    p.units = part.units;
+    p.channels = p.depthwise ? part.units : part.weight.size(2);
+    kernels().conv2d_plan(p, at::get_num_threads());
+    const int64_t depth = p.h.kernel * p.w.kernel * (p.depthwise ? 1 : p.channels);
+    run_tasks(conv2d_tasks(p), p.batch * p.h.out * p.w.out * p.units * depth, p.units, usage_of(usage, part),
+              [&](double* sums, int64_t begin, int64_t end) { kernels().conv2d(p, sums, begin, end); });
+  }
+}
+
+at::Tensor adjacent_channels(const at::Tensor& input) {
+  const bool adjacent = input.stride(1) == 1 || input.size(1) == 1;
+  return adjacent ? input : input.contiguous(at::MemoryFormat::ChannelsLast);
+}
+
+void run_parts_bf16(const Convolution& shape, const at::Tensor& input, const Operands& operands, const at::Tensor& bias,
+                    at::Tensor& output, const std::optional<at::Tensor>& usage) {
+  Bf16Params p{shape};
+  set_strides(p, input);
+  for (const Part& part : operands.parts) {
+    p.input = bits(input) + part.channel;
+    p.weight = bits(part.weight);
+    p.bias = bias.defined() ? bias.const_data_ptr<float>() + part.unit : nullptr;
+    p.output = bits(output) + part.unit;
+    p.units = part.units;
+    p.channels = part.weight.size(2);
+    run_bf16(p, usage_of(usage, part));
+  }
+}
+
 }  // namespace
 
 at::Tensor conv2d(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                   at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                   const std::optional<at::Tensor>& indices, const std::optional<at::Tensor>& input_indices,
                   c10::string_view activation, double slope, std::optional<at::Tensor> usage) {
-  expect_float(kOp, "input", input);
-  expect_float(kOp, "weight", weight);
-  if (bias.has_value()) expect_float(kOp, "bias", *bias);
+  expect_operands(kOp, input, weight, bias);
   DYNPRUNE_EXPECT(input.dim() == 4, kOp, "an input [batch, channels, height, width]", input.sizes());
   DYNPRUNE_EXPECT(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, kOp,
                   "stride, padding and dilation of two numbers", stride, " ", padding, " ", dilation);
@@ -141,47 +195,34 @@ at::Tensor conv2d(const at::Tensor& input, const at::Tensor& weight, const std::
   const Operands operands = resolve(input, weight, bias, groups, indices, input_indices);
   if (usage.has_value()) expect_usage(kOp, *usage, operands.units);
 
-  Conv2dParams p{};
-  p.h = axis("high", input.size(2), operands.kernel_h, stride[0], padding[0], dilation[0]);
-  p.w = axis("wide", input.size(3), operands.kernel_w, stride[1], padding[1], dilation[1]);
+  Convolution shape{};
+  shape.h = axis("high", input.size(2), operands.kernel_h, stride[0], padding[0], dilation[0]);
+  shape.w = axis("wide", input.size(3), operands.kernel_w, stride[1], padding[1], dilation[1]);
   at::Tensor bias_tight;
   if (operands.bias.has_value()) {
     bias_tight = operands.bias->contiguous();
     if (bias_tight.dim() == 5) {
-      p.h.zones_low = bias_tight.size(0);
-      p.h.zones_high = bias_tight.size(1);
-      p.w.zones_low = bias_tight.size(2);
-      p.w.zones_high = bias_tight.size(3);
+      shape.h.zones_low = bias_tight.size(0);
+      shape.h.zones_high = bias_tight.size(1);
+      shape.w.zones_low = bias_tight.size(2);
+      shape.w.zones_high = bias_tight.size(3);
     }
   }
-  at::Tensor output =
-      empty_output({input.size(0), operands.units, p.h.out, p.w.out}, input.options(), at::MemoryFormat::ChannelsLast);
-  p.stride_n = input.stride(0);
-  p.stride_c = input.stride(1);
-  p.stride_h = input.stride(2);
-  p.stride_w = input.stride(3);
-  // A dimension of one channel may have any stride; the kernel asks whether channels are adjacent.
-  if (input.size(1) == 1) p.stride_c = 1;
-  p.input_indices = operands.channels;
-  p.batch = input.size(0);
-  p.pixel_units = operands.units;
-  p.depthwise = operands.depthwise;
-  p.activation = spec;
-  for (const Part& part : operands.parts) {
-    p.input = input.const_data_ptr<float>() + part.channel * p.stride_c;
-    p.weight = part.weight.const_data_ptr<float>();
-    p.bias = bias_tight.defined() ? bias_tight.const_data_ptr<float>() + part.unit : nullptr;
-    p.output = output.mutable_data_ptr<float>() + part.unit;
-    p.units = part.units;
-    p.channels = p.depthwise ? part.units : part.weight.size(2);
-    kernels().conv2d_plan(p, at::get_num_threads());
-    const int64_t depth = p.h.kernel * p.w.kernel * (p.depthwise ? 1 : p.channels);
-    std::optional<at::Tensor> sums_of_part;
-    if (usage.has_value()) sums_of_part = usage->narrow(1, part.unit, part.units);
-    run_tasks(conv2d_tasks(p), p.batch * p.h.out * p.w.out * p.units * depth, p.units, sums_of_part,
-              [&](double* sums, int64_t begin, int64_t end) { kernels().conv2d(p, sums, begin, end); });
+  shape.batch = input.size(0);
+  shape.pixel_units = operands.units;
+  shape.activation = spec;
+  const bool bf16 = input.scalar_type() == at::kBFloat16;
+  at::Tensor output = empty_output({input.size(0), operands.units, shape.h.out, shape.w.out},
+                                   input.options().dtype(bf16 && !operands.depthwise ? at::kBFloat16 : at::kFloat),
+                                   at::MemoryFormat::ChannelsLast);
+  if (bf16 && !operands.depthwise) {
+    const at::Tensor chosen = operands.channels == nullptr ? input : input.index_select(1, *input_indices);
+    run_parts_bf16(shape, adjacent_channels(chosen), operands, bias_tight, output, usage);
+    return output;
   }
-  return output;
+  // Depthwise, there is next to nothing to multiply with one value: float32 does as well.
+  run_parts(shape, input.to(at::kFloat), operands, bias_tight, output, usage);
+  return bf16 ? output.to(at::kBFloat16) : output;
 }
 
 TORCH_LIBRARY_IMPL(dynprune, CPU, m) { m.impl("conv2d", TORCH_FN(conv2d)); }

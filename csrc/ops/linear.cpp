@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "bfloat16.h"
 #include "output.h"
 #include "pack.h"
 #include "pick.h"
@@ -55,15 +56,6 @@ Operands resolve(const at::Tensor& input, const at::Tensor& weight, const std::o
   return {packed, chosen, width != depth, indices.has_value() ? indices->numel() : weight.size(0)};
 }
 
-// Full tiles, or smaller ones where threads would be idle.
-int64_t row_tile(int64_t rows, int64_t panels) {
-  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  const int64_t tiles = (rows + kRowTile - 1) / kRowTile;
-  if (panels == 0 || tiles * panels >= threads) return kRowTile;
-  const int64_t wanted = (threads + panels - 1) / panels;
-  return std::clamp<int64_t>((rows + wanted - 1) / wanted, 8, kRowTile);
-}
-
 // Few rows read far more weights than they do arithmetic: where most inputs are zero, as after a ReLU, the others'
 // weights are all that is read. Returns whether it did the work.
 bool skip_inputs(const LinearParams& p, const std::optional<at::Tensor>& usage) {
@@ -99,9 +91,7 @@ bool skip_inputs(const LinearParams& p, const std::optional<at::Tensor>& usage) 
 at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                   const std::optional<at::Tensor>& indices, const std::optional<at::Tensor>& input_indices,
                   c10::string_view activation, double slope, std::optional<at::Tensor> usage) {
-  expect_float(kOp, "input", input);
-  expect_float(kOp, "weight", weight);
-  if (bias.has_value()) expect_float(kOp, "bias", *bias);
+  expect_operands(kOp, input, weight, bias);
   DYNPRUNE_EXPECT(input.dim() >= 1, kOp, "an input [..., features]", input.sizes());
   const ActivationSpec spec = parse_activation(kOp, activation, slope);
   const Operands operands = resolve(input, weight, bias, indices, input_indices);
@@ -113,6 +103,11 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::
   const at::Tensor rows = input.dim() == 2 && input.stride(1) == 1 ? input : input.contiguous();
   const at::Tensor bias_tight = operands.bias.has_value() ? operands.bias->contiguous() : at::Tensor();
 
+  if (input.scalar_type() == at::kBFloat16) {
+    run_bf16(operands.gather ? rows.index_select(-1, *input_indices) : rows, operands.weight, bias_tight, output, spec,
+             usage);
+    return output;
+  }
   LinearParams p{};
   p.input = rows.const_data_ptr<float>();
   p.input_stride = input.dim() == 2 ? rows.stride(0) : input.size(-1);

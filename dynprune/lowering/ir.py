@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dynprune.lowering.recurrent import LSTMLayer
 from dynprune.lowering.tables import Activation
+from dynprune.ops.reference import wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,21 +62,31 @@ class LayerSite:
     group: str | None = None  # group of the output units, if they may be pruned
     follows: Layout | None = None  # of input and output alike: a depthwise convolution of compact channels
     sequence: bool = False  # [batch, channels, length] in and out
+    dtype: torch.dtype | None = None  # what it is computed in; None: as its weight is
 
     @property
     def units(self) -> int:
         """Output units."""
         return int(self.module.weight.shape[0])
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight, in the dtype it is computed in."""
+        weight = self.module.weight.detach()
+        return weight if self.dtype is None else weight.to(self.dtype)
+
     def fold(self) -> tuple[Tensor | None, Tensor]:
-        """Scale ``[units]`` (None: one) of the weight's rows, and the bias ``[units]``, norm folded in."""
-        weight, bias = self.module.weight.detach(), self.module.bias
-        b = weight.new_zeros(self.units) if bias is None else bias.detach()
+        """Scale ``[units]`` (None: one) of the weight's rows, and the bias ``[units]``, norm folded in.
+
+        Of a layer in bfloat16 or float16 both are float32.
+        """
+        bias = self.module.bias
+        b = wide(self.module.weight.new_zeros(self.units) if bias is None else bias.detach())
         if self.norm is None:
             return None, b
         norm = self.norm
         assert norm.running_mean is not None and norm.running_var is not None
-        scale = torch.rsqrt(norm.running_var + norm.eps)
+        scale = torch.rsqrt(wide(norm.running_var) + norm.eps)
         if norm.weight is not None:
             scale = scale * norm.weight.detach()
         b = (b - norm.running_mean) * scale

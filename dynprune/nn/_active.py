@@ -17,7 +17,10 @@ LayerEntry = Callable[[Tensor, Any], Tensor]
 
 
 class ActiveUnits:
-    """The active set of a layer, and its packed form; rebuilt when the set or the weights change."""
+    """The active set of a layer, and its packed form in each dtype that is asked for.
+
+    Packed anew when the set or the weights change.
+    """
 
     def __init__(
         self, owner: nn.Linear | nn.modules.conv._ConvNd, make: Callable[..., LayerEntry], dim: int
@@ -27,7 +30,7 @@ class ActiveUnits:
         self.dim = dim
         self.mask = torch.ones(self.units, dtype=torch.bool)
         self.constants = torch.zeros(self.units)
-        self._built: tuple[Any, LayerEntry, Tensor] | None = None
+        self._built: dict[torch.dtype, tuple[Any, LayerEntry, Tensor]] = {}
 
     def set(self, mask: Tensor, constants: Tensor | None) -> None:
         """Compute the units of ``mask`` ``[units]`` only; the others are ``constants`` ``[units]``."""
@@ -39,25 +42,33 @@ class ActiveUnits:
             raise ValueError(f"set_active: expected constants [{self.units}], got {list(constants.shape)}")
         self.mask = mask.clone()
         self.constants = torch.zeros(self.units) if constants is None else constants.detach().float().clone()
-        self._built = None
+        self._built = {}
 
     def run(self, owner: Any, x: Tensor) -> Tensor:
-        """The layer on its active units, at full width."""
+        """The layer on its active units, at full width; under autocast in its dtype, as PyTorch's own."""
+        dtype, low = owner.weight.dtype, (torch.float32, torch.bfloat16, torch.float16)
+        if torch.is_autocast_enabled("cpu") and dtype in low and x.dtype in low:
+            dtype = torch.get_autocast_dtype("cpu")
+            with torch.autocast("cpu", enabled=False):
+                return self._run(owner, x.to(dtype), dtype)
+        return self._run(owner, x, dtype)
+
+    def _run(self, owner: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
         state = [
             (t.data_ptr(), None if t.is_inference() else t._version)
             for t in (owner.weight, owner.bias)
             if t is not None
         ]
-        built = self._built
+        built = self._built.get(dtype)
         if built is None or built[0] != state:
-            site = LayerSite("", owner, Activation())
+            site = LayerSite("", owner, Activation(), dtype=dtype)
             with torch.inference_mode(False), torch.no_grad():
                 entry = self.make(
                     site, self.mask, Inputs(),
                     activation="none", slope=0.0, group=None, read=None, read_layout=None,
                 )  # fmt: skip
             built = (state, entry, self.mask.nonzero().flatten())
-            self._built = built
+            self._built[dtype] = built
         y = built[1](x, None)
         if len(built[2]) == self.units:
             return y

@@ -6,7 +6,7 @@ reference ops are registered in its place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,29 @@ pack_linear = reference.pack_linear if native is None else native.pack_linear
 pack_conv2d = reference.pack_conv2d if native is None else native.pack_conv2d
 tap_sums = reference.tap_sums if native is None else native.tap_sums
 pack_lstm = lstm_reference.pack_lstm
+
+
+def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return t.to(dtype) if t.dtype in (torch.float32, torch.bfloat16, torch.float16) else t
+
+
+def _under_autocast(name: str, packed_dim: int) -> Callable[..., Tensor]:
+    """What autocast does to PyTorch's own layers; but a packed weight stays as it is, and decides."""
+    op: Callable[..., Tensor] = getattr(torch.ops.dynprune, name).default
+
+    def run(input: Tensor, weight: Tensor, *rest: Any, **options: Any) -> Tensor:
+        packed = weight.dim() == packed_dim
+        dtype = weight.dtype if packed else torch.get_autocast_dtype("cpu")
+        if dtype == torch.float16:  # the kernels have none
+            dtype = torch.float32
+        with torch.autocast("cpu", enabled=False):
+            return op(_cast(input, dtype), _cast(weight, dtype), *rest, **options)
+
+    return run
+
+
+_library.impl("linear", _under_autocast("linear", 3), "AutocastCPU")
+_library.impl("conv2d", _under_autocast("conv2d", 5), "AutocastCPU")
 
 
 def _units(weight: Tensor, packed_dim: int, bias: Tensor | None, indices: Tensor | None) -> int:

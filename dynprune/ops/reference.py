@@ -2,6 +2,9 @@
 
 They take any floating dtype, and the same arguments and layouts as the compiled ops (see
 ``dynprune.ops.schemas``). Usage is ``[4, units]`` in float64: sum |a|, sum a, sum a^2, count.
+
+``linear`` and ``conv2d`` in bfloat16 or float16 (input and weight; the bias is float32) compute in
+float32, usage too, and round the output once.
 """
 
 from __future__ import annotations
@@ -81,6 +84,11 @@ def activate(x: Tensor, activation: str, slope: float = 0.01) -> Tensor:
     raise ValueError(f"activate: expected an activation out of {', '.join(ACTIVATIONS)}, got {activation}")
 
 
+def wide(t: Tensor) -> Tensor:
+    """``t``, bfloat16 and float16 as float32: what is summed and folded in, to be rounded at most once."""
+    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
+
+
 def usage_sums(a: Tensor, dim: int) -> Tensor:
     """Usage ``[4, units]`` (float64) of activations whose units lie along ``dim``.
 
@@ -94,11 +102,31 @@ def usage_sums(a: Tensor, dim: int) -> Tensor:
 
 
 def pack_panels(matrix: Tensor) -> Tensor:
-    """``[units, depth]`` to the packed storage, flat: panels of 64 units, each ``[depth, width]``."""
+    """``[units, depth]`` to the packed storage, flat: panels of 64 units, each ``[depth, width]``.
+
+    In bfloat16 a panel is ``[depth // 2, width, 2]``, and behind it the last row of an odd depth.
+    """
     units, depth = matrix.shape
     padded = F.pad(matrix, (0, 0, 0, padded_units(units) - units)).t()
-    panels = [padded[:, start : start + PANEL].reshape(-1) for start in range(0, units, PANEL)]
+    panels = [_paired(padded[:, start : start + PANEL]).reshape(-1) for start in range(0, units, PANEL)]
     return torch.cat(panels) if panels else matrix.new_empty(0)
+
+
+def _paired(panel: Tensor) -> Tensor:
+    if panel.dtype != torch.bfloat16:
+        return panel
+    depth, width = panel.shape
+    pairs = panel[: depth // 2 * 2].reshape(depth // 2, 2, width).transpose(1, 2)
+    return torch.cat([pairs.flatten(), panel[2 * len(pairs) :].flatten()])
+
+
+def _unpaired(panel: Tensor) -> Tensor:
+    """``[depth, width]`` of a packed panel that is viewed so."""
+    if panel.dtype != torch.bfloat16:
+        return panel
+    depth, width = panel.shape
+    pairs = panel[: depth // 2 * 2].reshape(depth // 2, width, 2).transpose(1, 2)
+    return torch.cat([pairs.flatten(0, 1), panel[2 * len(pairs) :]])
 
 
 def unpack_panels(packed: Tensor, units: int, depth: int) -> Tensor:
@@ -107,7 +135,7 @@ def unpack_panels(packed: Tensor, units: int, depth: int) -> Tensor:
     panels = []
     for start in range(0, units, PANEL):
         width = min(PANEL, padded - start)
-        panels.append(flat[start * depth : (start + width) * depth].view(depth, width))
+        panels.append(_unpaired(flat[start * depth : (start + width) * depth].view(depth, width)))
     if not panels:
         return packed.new_empty(0, depth)
     return torch.cat(panels, dim=1)[:, :units].t().contiguous()
@@ -121,7 +149,7 @@ def pack_linear(
 ) -> Tensor:
     """``[out, in]`` to ``[1, n_in, padded n_out]``; see ``csrc/pack.h``."""
     if scale is not None:
-        weight = weight * scale[:, None]
+        weight = (weight * scale[:, None]).to(weight.dtype)
     if indices is not None:
         weight = weight.index_select(0, indices)
     if columns is not None:
@@ -149,7 +177,7 @@ def pack_conv2d(
         parts = zip(weight.chunk(groups), scales, strict=True)
         return torch.cat([pack_conv2d(part, scale=part_scale) for part, part_scale in parts])
     if scale is not None:
-        weight = weight * scale[:, None, None, None]
+        weight = (weight * scale[:, None, None, None]).to(weight.dtype)
     if indices is not None:
         weight = weight.index_select(0, indices)
     if input_indices is not None:
@@ -168,6 +196,14 @@ def tap_sums(weight: Tensor, values: Tensor, indices: Tensor | None = None) -> T
     if indices is not None:
         weight = weight.index_select(0, indices)
     return torch.einsum("ncp,c->np", weight.flatten(2).double(), values.double())
+
+
+def _widened(
+    op: str, input: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The operands of a product; those of half the width as float32."""
+    expect(weight.dtype == input.dtype, op, f"a weight of the input's dtype, {input.dtype}", weight.dtype)
+    return wide(input), wide(weight), None if bias is None else wide(bias)
 
 
 def _select(
@@ -210,7 +246,8 @@ def linear(
     Args:
         input: ``[..., features]``; full width, or compact (the features of ``input_indices``).
         weight: master ``[out, in]``, or packed ``[1, in, padded out]``.
-        bias: ``[out]`` beside a master; ``[n]``, required, beside a packed weight.
+        bias: ``[out]`` beside a master; ``[n]``, required, beside a packed weight. Float32 beside
+            bfloat16.
         indices: int64 ``[n]``, strictly increasing: rows of the master to compute.
         input_indices: int64 ``[k]``, strictly increasing: columns of the master to read, which are
             the columns of a full-width input as well.
@@ -248,10 +285,11 @@ def linear(
         input.shape[-1],
     )
     _expect_options(op, activation, usage, weight.shape[0])
-    y = activate(F.linear(input, weight, bias), activation, slope)
+    dtype = input.dtype
+    y = activate(F.linear(*_widened(op, input, weight, bias)), activation, slope)
     if usage is not None:
         usage += usage_sums(y, -1)
-    return y
+    return y.to(dtype)
 
 
 SPARSE_ROWS = 8
@@ -414,7 +452,9 @@ def conv2d(
     )
     table = bias if bias is not None and bias.dim() == 5 else None
     added = None if table is not None else bias
-    y = _convolve(input, weight, added, stride, padding, dilation, groups)
+    dtype = input.dtype
+    operands = _widened(op, input, weight, added)
+    y = _convolve(*operands, stride, padding, dilation, groups)
     if groups != 1 and indices is not None:
         expect_indices(op, "indices", indices, y.shape[1])
         y = y.index_select(1, indices)
@@ -428,7 +468,7 @@ def conv2d(
     y = activate(y, activation, slope)
     if usage is not None:
         usage += usage_sums(y, 1)
-    return y.contiguous(memory_format=torch.channels_last)
+    return y.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
 def max_pool2d(

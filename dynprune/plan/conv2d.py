@@ -19,7 +19,7 @@ def conv2d_entry(site: LayerSite, active: Tensor | None, inputs: Inputs, **commo
     """The entry of a convolution; ``active`` None computes every unit."""
     module = site.module
     assert isinstance(module, nn.Conv2d)
-    weight = module.weight.detach()
+    weight = site.weight
     scale, bias = site.fold()
     rows, taps = rows_of(active), weight.shape[2] * weight.shape[3]
     padding = conv_padding(module)
@@ -34,7 +34,7 @@ def conv2d_entry(site: LayerSite, active: Tensor | None, inputs: Inputs, **commo
         weight = pack(inputs.mixed(weight), rows, columns, scale)
         depth = module.in_channels if columns is None else len(columns)
     else:
-        weight, groups, more = _grouped_weight(module, scale, rows, pack, in_place=site.follows is not None)
+        weight, groups, more = _grouped_weight(site, weight, scale, rows, pack)
         depth = module.weight.shape[1]
         if rows is not None and "indices" not in more:  # a master weight's bias is full, too
             bias = bias[rows]
@@ -55,21 +55,22 @@ def conv2d_entry(site: LayerSite, active: Tensor | None, inputs: Inputs, **commo
 
 
 def _grouped_weight(
-    module: nn.Conv2d, scale: Tensor | None, rows: Tensor | None, pack: Any, *, in_place: bool
+    site: LayerSite, weight: Tensor, scale: Tensor | None, rows: Tensor | None, pack: Any
 ) -> tuple[Tensor, int, dict[str, Tensor]]:
     """Weight, groups and index lists of a convolution in groups.
 
-    The units of a depthwise convolution take their channels along; ``in_place``: the input has no others.
+    The units of a depthwise convolution take their channels along, out of an input that may have others.
     """
-    weight = module.weight.detach()
+    module = site.module
+    assert isinstance(module, nn.Conv2d)
     if is_depthwise(module):
-        more = {} if in_place or rows is None else {"input_indices": rows}
+        more = {} if site.follows is not None or rows is None else {"input_indices": rows}
         return pack(weight, rows, None, scale), module.groups if rows is None else len(rows), more
     if rows is None and weight.shape[1] > 1:
         return pack(weight, None, None, scale, groups=module.groups), module.groups, {}
     # Some units of a group, and several units per channel, have no packed form.
     if scale is not None:
-        weight = weight * scale[:, None, None, None]
+        weight = (weight * scale[:, None, None, None]).to(weight.dtype)
     return weight, module.groups, {} if rows is None else {"indices": rows}
 
 
@@ -86,13 +87,13 @@ def conv2d_bias(
         bias = bias.index_select(0, rows)
     if pruned is None or not bool(pruned.any()):
         return bias
-    add_up = ops.tap_sums if runs_native(weight) else reference.tap_sums
-    taps = add_up(weight, pruned.to(weight.dtype), rows).view(-1, *weight.shape[2:])
+    add_up = ops.tap_sums if weight.dtype == torch.float32 else reference.tap_sums
+    taps = add_up(weight, pruned, rows).view(-1, *weight.shape[2:])
     if scale is not None:
         taps = taps * (scale if rows is None else scale[rows]).double()[:, None, None]
     table = border_table(taps, conv_padding(module) or [0, 0], list(module.dilation))
     full = table + bias.double()
-    return (full.flatten() if table.dim() == 1 else full).to(weight.dtype)
+    return (full.flatten() if table.dim() == 1 else full).to(bias.dtype)
 
 
 def border_table(taps: Tensor, padding: list[int], dilation: list[int]) -> Tensor:

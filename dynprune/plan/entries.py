@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dynprune.lowering.ir import Layout
 from dynprune.ops import reference
+from dynprune.ops.reference import wide
 from dynprune.plan.record import Record
 
 
@@ -36,6 +37,7 @@ def read(
     else:
         dim = layout.dim
     others = [d for d in range(x.dim()) if d != dim]
+    x = wide(x)  # sums of thousands of values in bfloat16 would have three digits
     sums = x.sum(others).double() if others else x.double()
     record.add_read(index, sums, x.numel() // max(1, x.shape[dim]) if positions is None else positions)
     if record.want_products:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dynprune import ops
+from dynprune.ops.reference import wide
 from dynprune.plan.substitute import Substitute
 
 
@@ -39,9 +40,10 @@ class Inputs:
             return weight
         gone, kept = (~self.active).nonzero().flatten(), self.active.nonzero().flatten()
         by_unit = weight.reshape(weight.shape[0], len(self.active), -1)  # pixels or taps last
-        shares = mixing[gone[:, None], kept].to(weight.dtype)
+        by_unit = wide(by_unit)
+        shares = mixing[gone[:, None], kept].to(by_unit.dtype)
         added = torch.einsum("npt,pa->nat", by_unit[:, gone], shares)
-        return by_unit.index_add(1, kept, added).view_as(weight)
+        return by_unit.index_add(1, kept, added).view_as(weight).to(weight.dtype)
 
     def columns(self) -> Tensor | None:
         """Columns of the weight, in the order of the compact input; None: all, in their order."""
@@ -62,5 +64,5 @@ def rows_of(active: Tensor | None) -> Tensor | None:
 
 
 def runs_native(weight: Tensor) -> bool:
-    """Whether a compiled kernel takes this weight."""
-    return ops.native is not None and weight.dtype == torch.float32
+    """Whether a compiled kernel of a linear layer or a convolution takes this weight."""
+    return ops.native is not None and weight.dtype in (torch.float32, torch.bfloat16)

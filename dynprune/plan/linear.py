@@ -11,13 +11,14 @@ from torch import Tensor
 from dynprune import ops
 from dynprune.lowering.ir import LayerSite
 from dynprune.ops import reference
+from dynprune.ops.reference import wide
 from dynprune.plan.entries import LinearEntry
 from dynprune.plan.inputs import Inputs, rows_of, runs_native
 
 
 def linear_entry(site: LayerSite, active: Tensor | None, inputs: Inputs, **common: Any) -> LinearEntry:
     """The entry of a linear layer; ``active`` None computes every unit."""
-    weight = site.module.weight.detach()
+    weight = site.weight
     scale, bias = site.fold()
     rows, columns = rows_of(active), inputs.columns()
     bias = linear_bias(weight, scale, bias, rows, inputs)
@@ -45,15 +46,15 @@ def linear_bias(
     """``b + W[:, pruned] @ constants`` over the rows computed ``[active]``."""
     pruned = inputs.pruned
     if pruned is not None and bool(pruned.any()):
-        missing = pruned.to(weight.dtype).repeat_interleave(inputs.spatial)
-        taken = weight @ missing
+        missing = pruned.to(bias.dtype).repeat_interleave(inputs.spatial)
+        taken = wide(weight) @ missing
         bias = bias + (taken if scale is None else taken * scale)
     return bias if rows is None else bias.index_select(0, rows)
 
 
 def _compact(weight: Tensor, scale: Tensor | None, rows: Tensor | None, columns: Tensor | None) -> Tensor:
     if scale is not None:
-        weight = weight * scale[:, None]
+        weight = (weight * scale[:, None]).to(weight.dtype)
     if rows is not None:
         weight = weight.index_select(0, rows)
     return weight if columns is None else weight.index_select(1, columns)

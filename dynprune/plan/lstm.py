@@ -22,7 +22,7 @@ def lstm_entry(site: LSTMSite, inputs: Inputs, steps: Sequence[Inputs], **common
     op: Callable[..., tuple[Tensor, Tensor, Tensor]] = lstm_reference.lstm
     for way, own in enumerate(steps):
         weight_ih, weight_hh, _ = layer.weights(way)
-        if runs_native(weight_ih):
+        if runs_native(weight_ih) and weight_ih.dtype == torch.float32:
             op = torch.ops.dynprune.lstm.default
         packed.append(pack_direction(weight_ih, weight_hh, inputs, own))
         depth, active = packed[-1].shape[1], layer.hidden_size

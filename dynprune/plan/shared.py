@@ -47,7 +47,7 @@ def _linear(
         x = x.view(x.shape[0], spatial, -1).transpose(1, 2).flatten(1)
     if scale is None:
         return reference.linear(x, weight, bias, **options)
-    return _finish(reference.linear(x, weight) * scale + bias, -1, **options)
+    return _finish(reference.linear(x, weight) * scale + bias, -1, x.dtype, **options)
 
 
 def _conv2d(
@@ -64,14 +64,16 @@ def _conv2d(
     if scale is None:
         return reference.conv2d(x, weight, bias, *geometry, **options)
     y = reference.conv2d(x, weight, None, *geometry)
-    return _finish(torch.addcmul(bias[:, None, None], y, scale[:, None, None]), 1, **options)
+    return _finish(y * scale[:, None, None] + bias[:, None, None], 1, x.dtype, **options)
 
 
-def _finish(y: Tensor, dim: int, *, activation: str, slope: float, usage: Tensor | None = None) -> Tensor:
+def _finish(
+    y: Tensor, dim: int, dtype: torch.dtype, *, activation: str, slope: float, usage: Tensor | None = None
+) -> Tensor:
     y = reference.activate(y, activation, slope)
     if usage is not None:
         usage += reference.usage_sums(y, dim)
-    return y
+    return y.to(dtype)
 
 
 def _lstm(

@@ -33,18 +33,23 @@ static inline int64_t zone_of(const ConvAxis& a, int64_t o) {
 }
 static inline int64_t zone_count(const ConvAxis& a) { return a.zones_low * a.zones_high; }
 
-struct Conv2dParams {
-  const float* input;  // element (n, c, h, w) at n * stride_n + c * stride_c + h * stride_h + w * stride_w
+// What a convolution is, whatever its element type.
+struct Convolution {
+  // Element (n, c, h, w) of the input lies at n * stride_n + c * stride_c + h * stride_h + w * stride_w.
   int64_t stride_n, stride_c, stride_h, stride_w;
-  const int64_t* input_indices;  // [channels] channels of `input` to read; nullptr: the first `channels`
-  const float* weight;           // packed, see types.h; depth is (kernel_h, kernel_w, channels), channels fastest
-  const float* bias;             // [zone_count(h), zone_count(w), pixel_units] at the first unit; nullptr: none
-  float* output;                 // [batch, h.out, w.out, pixel_units] at the first unit; aliases nothing
+  const float* bias;  // [zone_count(h), zone_count(w), pixel_units] at the first unit; nullptr: none
   int64_t batch, channels, units;
   int64_t pixel_units;  // of the whole output: more than `units` if this is one group of several
-  bool depthwise;       // unit u reads channel u only (channels == units), and depth is (kernel_h, kernel_w)
   ConvAxis h, w;
   ActivationSpec activation;
+};
+
+struct Conv2dParams : Convolution {
+  const float* input;
+  const int64_t* input_indices;  // [channels] channels of `input` to read; nullptr: the first `channels`
+  const float* weight;           // packed, see types.h; depth is (kernel_h, kernel_w, channels), channels fastest
+  float* output;                 // [batch, h.out, w.out, pixel_units] at the first unit; aliases nothing
+  bool depthwise;                // unit u reads channel u only (channels == units), and depth is (kernel_h, kernel_w)
   // How to go about it, from Kernels::conv2d_plan.
   int64_t block_rows;  // output rows staged at once: what fits L2, fewer where threads would be idle
   bool winograd;       // see winograd.h

@@ -6,18 +6,21 @@
 
 namespace dynprune::DYNPRUNE_ISA {
 
-struct EpilogueTile {
+// Out: float, or uint16_t for bfloat16.
+template <typename Out>
+struct EpilogueTileOf {
   const float* product;  // [rows, product_stride], columns up to the next multiple of 16 readable
   int64_t product_stride;
   int64_t rows, units;  // units of this panel, 1 to kPanel
   const float* bias;    // [zones, bias_stride] at the panel's first unit; nullptr: none
   const int32_t* zone;  // [rows] row of `bias` for each row of the tile; nullptr: row 0 for all
   int64_t bias_stride;
-  float* output;  // [rows, output_stride] at the panel's first unit
+  Out* output;  // [rows, output_stride] at the panel's first unit
   int64_t output_stride;
   double* usage;         // [kUsageRows, usage_stride] at the panel's first unit, added to; nullptr: not wanted
   int64_t usage_stride;  // rows of `usage` have room for whole vectors
 };
+typedef EpilogueTileOf<float> EpilogueTile;
 
 template <Activation kind>
 inline Floats activate(Floats x, Floats slope) {
@@ -59,8 +62,8 @@ inline void add_usage(const UsageSums& s, int64_t rows, int64_t lanes, double* u
   }
 }
 
-template <Activation kind, bool kUsage, bool kZones, bool kPart>
-inline void finish_column(const EpilogueTile& t, int64_t column, int64_t lanes, Floats slope) {
+template <Activation kind, bool kUsage, bool kZones, bool kPart, typename Out>
+inline void finish_column(const EpilogueTileOf<Out>& t, int64_t column, int64_t lanes, Floats slope) {
   auto bias_at = [&](int64_t zone) {
     if (t.bias == nullptr) return Floats{};
     const float* p = t.bias + zone * t.bias_stride + column;
@@ -68,7 +71,7 @@ inline void finish_column(const EpilogueTile& t, int64_t column, int64_t lanes, 
   };
   const Floats fixed = kZones ? Floats{} : bias_at(0);
   const float* product = t.product + column;
-  float* output = t.output + column;
+  Out* output = t.output + column;
   auto row = [&](int64_t r) {
     return activate<kind>(load(product + r * t.product_stride) + (kZones ? bias_at(t.zone[r]) : fixed), slope);
   };
@@ -95,8 +98,8 @@ inline void finish_column(const EpilogueTile& t, int64_t column, int64_t lanes, 
   if (kUsage) add_usage(sums, t.rows, lanes, t.usage + column, t.usage_stride);
 }
 
-template <Activation kind, bool kUsage, bool kZones>
-void finish_tile(const EpilogueTile& t, float slope) {
+template <Activation kind, bool kUsage, bool kZones, typename Out>
+void finish_tile(const EpilogueTileOf<Out>& t, float slope) {
   const Floats slopes = splat(slope);
   const int64_t full = t.units / kLanes * kLanes;
   if (full < t.units) finish_column<kind, kUsage, kZones, true>(t, full, t.units - full, slopes);
@@ -105,8 +108,8 @@ void finish_tile(const EpilogueTile& t, float slope) {
   }
 }
 
-template <Activation kind>
-inline void finish_as(const EpilogueTile& t, float slope) {
+template <Activation kind, typename Out>
+inline void finish_as(const EpilogueTileOf<Out>& t, float slope) {
   const bool zones = t.zone != nullptr && t.bias != nullptr;
   if (t.usage != nullptr) {
     zones ? finish_tile<kind, true, true>(t, slope) : finish_tile<kind, true, false>(t, slope);
@@ -115,7 +118,8 @@ inline void finish_as(const EpilogueTile& t, float slope) {
   }
 }
 
-inline void epilogue(const EpilogueTile& t, const ActivationSpec& spec) {
+template <typename Out>
+inline void epilogue(const EpilogueTileOf<Out>& t, const ActivationSpec& spec) {
   switch (spec.kind) {
     case Activation::none: return finish_as<Activation::none>(t, spec.slope);
     case Activation::relu: return finish_as<Activation::relu>(t, spec.slope);

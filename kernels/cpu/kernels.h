@@ -1,6 +1,7 @@
 // The table of kernels: one per instruction set, chosen once. Dispatch, tests and benchmarks share it.
 #pragma once
 
+#include "bfloat16.h"
 #include "conv2d.h"
 #include "linear.h"
 #include "lstm.h"
@@ -17,6 +18,7 @@ struct Kernels {
   void (*conv2d)(const Conv2dParams&, double* usage, int64_t begin, int64_t end);
   // Fills in the fields of `p` that say how to go about it.
   void (*conv2d_plan)(Conv2dParams& p, int64_t threads);
+  void (*bf16)(const Bf16Params&, double* usage, int64_t begin, int64_t end);
   void (*lstm)(const LstmParams&, double* usage, int64_t begin, int64_t end);
   void (*max_pool2d)(const MaxPool2dParams&, int64_t begin, int64_t end);
   void (*sparse_input)(const SparseInputParams&, double* usage, int64_t begin, int64_t end);
@@ -36,6 +38,7 @@ namespace DYNPRUNE_ISA {
 void linear_range(const LinearParams&, double*, int64_t, int64_t);
 void conv2d_range(const Conv2dParams&, double*, int64_t, int64_t);
 void conv2d_plan(Conv2dParams&, int64_t);
+void bf16_range(const Bf16Params&, double*, int64_t, int64_t);
 void lstm_range(const LstmParams&, double*, int64_t, int64_t);
 void max_pool2d_range(const MaxPool2dParams&, int64_t, int64_t);
 void sparse_input_range(const SparseInputParams&, double*, int64_t, int64_t);

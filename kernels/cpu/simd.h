@@ -68,6 +68,34 @@ inline int64_t store_picked(float* p, Floats v, uint16_t picked) {
   return __builtin_popcount(picked);
 }
 
+// bfloat16: the upper half of a float, here always as bits. Rounded to the nearest, ties to even; NaN stays NaN.
+typedef uint16_t Bits __attribute__((vector_size(32)));
+
+inline float widen(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float v;
+  std::memcpy(&v, &wide, sizeof(v));
+  return v;
+}
+
+inline Bits narrow(Floats v) {
+  typedef uint32_t Words __attribute__((vector_size(64)));
+  const Words wide = reinterpret_cast<Words>(v);
+  const Words rounded = (wide + 0x7fff + (wide >> 16 & 1)) >> 16;
+  const Words quiet = wide >> 16 | 0x40;
+  return __builtin_convertvector(v == v ? rounded : quiet, Bits);
+}
+
+inline void store(uint16_t* p, Floats v) {
+  const Bits bits = narrow(v);
+  std::memcpy(p, &bits, sizeof(bits));
+}
+
+inline void store_part(uint16_t* p, Floats v, int64_t lanes) {
+  const Bits bits = narrow(v);
+  std::memcpy(p, &bits, static_cast<size_t>(lanes) * sizeof(uint16_t));
+}
+
 inline void copy(float* to, const float* from, int64_t n) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));

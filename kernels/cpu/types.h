@@ -8,7 +8,9 @@
 namespace dynprune {
 
 // Weights are packed in panels of up to kPanel output units, each [depth][width]; the last panel is as wide as the rest
-// of the units rounded up to kUnitAlign (half a vector), its surplus columns zero.
+// of the units rounded up to kUnitAlign (half a vector), its surplus columns zero. In bfloat16 a panel is [depth / 2]
+// [width][2], which is what the CPUs' instructions take: two rows of the depth lie side by side, unit by unit; the last
+// row of an odd depth follows by itself, [width].
 constexpr int64_t kPanel = 64;
 constexpr int64_t kUnitAlign = 8;
 // Rows (of a linear layer) or pixels (of a convolution) of one tile.

@@ -274,8 +274,8 @@ Q, D, D2 = ops.pack_conv2d(G, groups=2), *(ops.pack_conv2d(torch.randn(n, 1, 3, 
 ONE, FALLING = torch.tensor([1]), torch.tensor([3, 1])
 BAD: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("input-dims", (X[0], W), {}, r"an input \[batch, channels, height, width\], got \[6, 5, 5\]"),
-    ("input-dtype", (X.double(), W), {}, "a float32 input, got Double"),
-    ("weight-dtype", (X, W.half()), {}, "a float32 weight, got Half"),
+    ("input-dtype", (X.double(), W), {}, "a float32 or bfloat16 input, got Double"),
+    ("weight-dtype", (X, W.half()), {}, "a weight of the input.s dtype, Float, got Half"),
     ("weight-dims", (X, W[0]), {}, r"a weight \[out, in, kh, kw\] or packed .*, got \[6, 3, 3\]"),
     ("channels", (X[:, :5], W), {}, r"an input with 6 \(active\) channels, got 5"),
     ("channels-packed", (X[:, :5], P, B), {}, r"an input with 6 \(active\) channels, got 5"),

@@ -151,8 +151,8 @@ P = ops.pack_linear(W)
 ONE, FALLING = torch.tensor([1]), torch.tensor([3, 1])
 BAD: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("scalar", (torch.tensor(1.0), W), {}, r"an input \[\.\.\., features\], got \[\]"),
-    ("input-dtype", (X.double(), W), {}, "a float32 input, got Double"),
-    ("weight-dtype", (X, W.half()), {}, "a float32 weight, got Half"),
+    ("input-dtype", (X.double(), W), {}, "a float32 or bfloat16 input, got Double"),
+    ("weight-dtype", (X, W.half()), {}, "a weight of the input.s dtype, Float, got Half"),
     ("bias-dtype", (X, W, B.double()), {}, "a float32 bias, got Double"),
     ("weight-shape", (X, W[0]), {}, r"a weight \[out, in\] or packed \[1, in, padded out\], got \[7\]"),
     ("features", (X[:, :6], W), {}, "an input with 7 features.*, got 6"),

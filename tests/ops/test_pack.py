@@ -68,7 +68,7 @@ def test_weights_in_other_layouts() -> None:
 W, K = torch.randn(9, 7), torch.randn(9, 7, 3, 3)
 BAD: list[tuple[str, str, tuple[Any, ...], str]] = [
     ("weight", "pack_linear", (K,), r"a weight \[out, in\], got \[9, 7, 3, 3\]"),
-    ("dtype", "pack_linear", (W.double(),), "a float32 weight, got Double"),
+    ("dtype", "pack_linear", (W.double(),), "a float32 or bfloat16 weight, got Double"),
     ("order", "pack_linear", (W, torch.tensor([2, 1])), "indices strictly increasing .*, got 1 after 2"),
     ("columns", "pack_linear", (W, None, torch.tensor([7])), r"columns in \[0, 7\), got 7"),
     ("scale", "pack_linear", (W, None, None, torch.ones(7)), r"a scale \[9\], got \[7\]"),
