@@ -192,7 +192,7 @@ class AcceleratedModel(nn.Module):
         plan = controller.plan
         rows = _batch_size((args, kwargs)) or 0
         if controller.frozen:
-            record = Record(usage=False)
+            record = controller.live_record(usage=False)
             output = self._run_rows(plan, record, args, kwargs, rows)
             controller.report(Seen(rows, plan.serial, live=(record, rows)))
             return output
@@ -200,7 +200,7 @@ class AcceleratedModel(nn.Module):
         if rows > 0 and (controller.observing and plan.dense):
             return self._serve_dense(plan, args, kwargs, Seen(rows, plan.serial))
         if rows == 0 or not controller.is_canary(ticket):
-            record = Record(usage=controller.wants_usage(ticket))
+            record = controller.live_record(usage=controller.wants_usage(ticket))
             output = self._run_rows(plan, record, args, kwargs, rows)
             controller.report(Seen(rows, plan.serial, live=(record, rows)))
             return output
@@ -237,7 +237,7 @@ class AcceleratedModel(nn.Module):
         rest = torch.ones(rows, dtype=torch.bool)
         rest[chosen] = False
         others = torch.arange(rows) if guarded else rest.nonzero().flatten()
-        dense_record, live_record = controller.dense_record(), Record(usage=True)
+        dense_record, live_record = controller.dense_record(), controller.live_record(usage=True)
         dense_args = _take_rows((args, kwargs), chosen, rows) if split else (args, kwargs)
         dense = self._run(controller.dense_plan, dense_record, *dense_args[0], **dense_args[1])
         live_args = (args, kwargs) if guarded else _take_rows((args, kwargs), others, rows)

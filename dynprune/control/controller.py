@@ -103,7 +103,9 @@ class Controller:
     def __init__(self, program: Program, config: Config) -> None:
         self.program = program
         self.config = config
-        self.builder = PlanBuilder(program, products=config.compensation == "lstsq")
+        self.builder = PlanBuilder(
+            program, products=config.compensation == "lstsq", input_major=config.input_major
+        )
         self.lock = threading.RLock()
         self.inbox: collections.deque[Seen] = collections.deque()
         self.tickets = itertools.count()
@@ -183,6 +185,10 @@ class Controller:
     def dense_record(self) -> Record:
         """An empty record for rows that run by all units."""
         return Record(usage=True, reads=True, products=self.builder.products)
+
+    def live_record(self, *, usage: bool) -> Record:
+        """An empty record for rows that run on the published plan."""
+        return Record(usage=usage, input_threshold=self.config.input_threshold)
 
     def report(self, seen: Seen) -> None:
         """Take in what a forward saw; may publish a plan."""

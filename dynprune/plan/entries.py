@@ -50,6 +50,7 @@ class LinearEntry:
     op: Callable[..., Tensor]
     weight: Tensor
     bias: Tensor  # [active]
+    input_major: Tensor | None  # the weight once more, for few rows
     activation: str
     slope: float
     group: str | None  # whose usage the epilogue sums
@@ -60,17 +61,23 @@ class LinearEntry:
 
     def __call__(self, x: Tensor, record: Record | None) -> Tensor:
         """Run on ``x``."""
-        if record is None:
-            return self.op(x, self.weight, self.bias, activation=self.activation, slope=self.slope)
-        read(record, self.read, x, self.read_layout)
-        usage = record.usage_of(self.group, self.bias.shape[0])
-        y = self.op(x, self.weight, self.bias, activation=self.activation, slope=self.slope, usage=usage)
-        rows = 1
-        for size in x.shape[:-1]:
-            rows *= size
-        record.operations += rows * self.macs
-        record.dense_operations += rows * self.dense_operations
-        return y
+        usage, threshold = None, 0.0
+        if record is not None:
+            read(record, self.read, x, self.read_layout)
+            usage, threshold = record.usage_of(self.group, self.bias.shape[0]), record.input_threshold
+            rows = x.shape[:-1].numel()
+            record.operations += rows * self.macs
+            record.dense_operations += rows * self.dense_operations
+        return self.op(
+            x,
+            self.weight,
+            self.bias,
+            activation=self.activation,
+            slope=self.slope,
+            input_threshold=threshold,
+            input_major=self.input_major,
+            usage=usage,
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
