@@ -196,9 +196,8 @@ class Controller:
         # A report that arrives while the lock is held is taken by its holder, or by the next forward.
         while self.inbox and self.lock.acquire(blocking=False):
             try:
-                with torch.inference_mode(False), torch.no_grad():
-                    while self.inbox:
-                        self._take(self.inbox.popleft())
+                while self.inbox:
+                    self._take(self.inbox.popleft())
             finally:
                 self.lock.release()
 
@@ -208,19 +207,26 @@ class Controller:
         counts = self.counts
         counts["batches"] += 1
         counts["rows"] += seen.rows
-        for part in (seen.live, seen.dense):
-            if part is not None:
-                counts["operations"] += part[0].operations
-        # Rows that run twice, for the guard, would have run once in a dense model.
-        main = seen.dense if seen.compared else None
-        for part in (seen.live, seen.dense):
-            if part is not None and part is not main:
-                counts["dense_operations"] += part[0].dense_operations
+        if seen.live is not None:
+            counts["operations"] += seen.live[0].operations
+            counts["dense_operations"] += seen.live[0].dense_operations
+        if seen.dense is not None:
+            counts["operations"] += seen.dense[0].operations
+            # Rows that run twice, for the guard, would have run once in a dense model.
+            if not seen.compared:
+                counts["dense_operations"] += seen.dense[0].dense_operations
         if seen.canary and seen.dense is not None:
             counts["canary_rows"] += seen.dense[1]
         if self.frozen:
             return
         self.batch += 1
+        # Most batches are only counted, without the microseconds that these contexts take.
+        if seen.dense is not None or (seen.live is not None and seen.live[0].usage):
+            with torch.inference_mode(False), torch.no_grad():
+                self._learn(seen)
+
+    def _learn(self, seen: Seen) -> None:
+        """Take in what a forward measured; may publish a plan."""
         if seen.compared and self.guard is not None and self.guard.add(seen.changed, seen.compared):
             self.reactivate_all()
             return
