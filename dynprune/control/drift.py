@@ -51,7 +51,7 @@ class DriftDetector:
         if not usage or rows == 0:
             return False
         sums = torch.cat([usage[name] for name in sorted(usage)], dim=1)
-        self._sums = sums if self._sums is None else self._sums.add_(sums)
+        self._sums = sums if self._sums is None else self._sums + sums
         self._rows += rows
         if self._rows < _BLOCK_ROWS:
             return False
