@@ -1,20 +1,24 @@
-"""A linear layer that skips the zeros of one row, with usage sums, against eager PyTorch's dense product."""
+"""A linear layer that skips the zeros of one row, with usage sums, against eager PyTorch's dense product.
+
+``input-major`` has the weights a second time, see ``Config(input_major=True)``.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import contestants, measure
+from benchmarks.common import Times, contestants, measure
 from dynprune import ops
 
 WIDTH = 4096
 
 
-@contestants("ours", "eager")
+@contestants("ours", "input-major", "eager")
 @pytest.mark.parametrize("percent", [50, 75, 90])
 def bench_sparse_input(benchmark: Any, percent: int, contestant: str) -> None:
     g = torch.Generator().manual_seed(0)
@@ -24,10 +28,14 @@ def bench_sparse_input(benchmark: Any, percent: int, contestant: str) -> None:
     bias = torch.randn(WIDTH, generator=g)
     packed = ops.pack_linear(weight)
     usage = torch.zeros(4, WIDTH, dtype=torch.float64)
+    linear = partial(torch.ops.dynprune.linear, x, packed, bias, activation="relu", usage=usage)
     runs = {
-        "ours": lambda: torch.ops.dynprune.sparse_input_linear(
-            x, packed, bias, activation="relu", usage=usage
-        ),
+        "ours": linear,
+        "input-major": partial(linear, input_major=ops.pack_input_major(packed)),
         "eager": lambda: F.relu(F.linear(x, weight, bias)),
     }
-    measure(benchmark, "sparse_input", f"1x{WIDTH}-{percent}% zeros", contestant, runs)
+
+    def figures(times: Times) -> dict[str, float]:
+        return {f"{percent}%: eager / {n}": times["eager"] / times[n] for n in ("ours", "input-major")}
+
+    measure(benchmark, "sparse_input", f"1x{WIDTH}-{percent}% zeros", contestant, runs, figures)

@@ -22,6 +22,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("threads", &dynprune::thread_count, "Threads that a kernel with enough work runs on.");
   m.def("pack_linear", &dynprune::pack_linear, py::arg("weight"), py::arg("indices") = py::none(),
         py::arg("columns") = py::none(), py::arg("scale") = py::none(), py::call_guard<py::gil_scoped_release>());
+  m.def("pack_input_major", &dynprune::pack_input_major, py::arg("packed"));
   m.def("tap_sums", &dynprune::tap_sums, py::arg("weight"), py::arg("values"), py::arg("indices") = py::none(),
         py::call_guard<py::gil_scoped_release>());
   m.def("pack_conv2d", &dynprune::pack_conv2d, py::arg("weight"), py::arg("indices") = py::none(),

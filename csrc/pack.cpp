@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "bfloat16.h"
+#include "cpu/sparse_input.h"
 #include "output.h"
 #include "run.h"
 
@@ -81,6 +82,21 @@ at::Tensor pack_linear(const at::Tensor& weight, const std::optional<at::Tensor>
   at::Tensor packed = empty_output({1, depth, padded_units(units)}, weight.options().dtype(at::kFloat));
   pack_into(op, weight, indices, columns.has_value() ? &list : nullptr, scale, packed);
   return weight.scalar_type() == at::kBFloat16 ? paired(packed, depth) : packed;
+}
+
+at::Tensor pack_input_major(const at::Tensor& packed) {
+  const char* op = "pack_input_major";
+  expect_float(op, "weight", packed);
+  DYNPRUNE_EXPECT(packed.dim() == 3 && packed.size(0) == 1 && packed.is_contiguous(), op,
+                  "a packed weight [1, in, padded out]", packed.sizes());
+  const int64_t depth = packed.size(1), units = packed.size(2), columns = input_major_units(units);
+  at::Tensor major = empty_output({depth, columns}, packed.options());
+  for (int64_t unit = 0; unit < units; unit += kPanel) {
+    const int64_t width = std::min(kPanel, units - unit);
+    major.narrow(1, unit, width).copy_(packed.view(-1).narrow(0, unit * depth, width * depth).view({depth, width}));
+  }
+  major.narrow(1, units, columns - units).zero_();
+  return major;
 }
 
 at::Tensor pack_conv2d(const at::Tensor& weight, const std::optional<at::Tensor>& indices,

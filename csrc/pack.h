@@ -13,6 +13,9 @@ namespace dynprune {
 at::Tensor pack_linear(const at::Tensor& weight, const std::optional<at::Tensor>& indices,
                        const std::optional<at::Tensor>& columns, const std::optional<at::Tensor>& scale);
 
+// A packed weight [1, in, padded out] -> [in, out rounded up to 16], contiguous: each input's weights in one run.
+at::Tensor pack_input_major(const at::Tensor& packed);
+
 // weight [out, in, kh, kw] -> [1, kh, kw, n_in, padded n_out], storage in panels of depth (kh, kw, n_in); several
 // groups
 // -> [groups, kh, kw, in, padded out / groups], each as if alone, without index lists. Where each unit has one channel

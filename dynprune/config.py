@@ -43,6 +43,12 @@ class Config:
         dtype: what the model computes in, on a copy of the weights; None: as it is. Float32
             has compiled kernels, and bfloat16 those of linear layers and convolutions; the rest runs on
             PyTorch's own.
+        input_threshold: a linear layer that serves 1 to 8 rows leaves out, with their weights, the inputs
+            with ``|x| <= input_threshold`` in every row. At 0 that changes nothing; above, it changes
+            results. Canary rows and all other rows that statistics come from are computed in full.
+        input_major: keep the weights of float32 linear layers with 65,536 or more a second time, each
+            input's in one run: up to 8 rows are served about twice as fast where the weights come from memory, for
+            twice the memory.
         seed: of the choice of canary batches and rows.
 
     Raises:
@@ -63,6 +69,8 @@ class Config:
     drift_threshold: float = 4.0
     max_divergence: float | None = None
     dtype: torch.dtype | None = None
+    input_threshold: float = 0.0
+    input_major: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -75,7 +83,7 @@ class Config:
             value = getattr(self, name)
             return value if isinstance(value, (int, float)) else math.nan
 
-        for name in ("prune_threshold", "reactivate_threshold"):
+        for name in ("prune_threshold", "reactivate_threshold", "input_threshold"):
             expect(
                 math.isfinite(number(name)) and number(name) >= 0,
                 name,
@@ -108,4 +116,5 @@ class Config:
             "dtype",
             "None or a floating torch.dtype",
         )
+        expect(isinstance(self.input_major, bool), "input_major", "True or False")
         expect(isinstance(self.seed, int), "seed", "a whole number")

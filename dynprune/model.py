@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -26,6 +27,7 @@ from dynprune.lowering.trace import annotate_shapes, describe, share_copy, trace
 from dynprune.plan.plan import Plan
 from dynprune.plan.record import Record
 
+_version = operator.attrgetter("_version")
 _ROW_TOLERANCE = 1e-4
 # Images larger than this between two layers of a slice fall out of the cache before they are read.
 _SLICE_BYTES = 3 * 2**20
@@ -83,9 +85,16 @@ def _cast(values: Any, dtype: torch.dtype) -> Any:
     return pytree.tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, values)
 
 
-def _batch_size(values: Any) -> int | None:
-    """Size of dimension 0 of the first tensor in a structure; None if there is none."""
-    for value in pytree.tree_leaves(values):
+def _leaves(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """What a call was given, leaf by leaf; a lone tensor, as most calls have, needs no walk."""
+    if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+        return [args[0]]
+    return pytree.tree_leaves((args, kwargs))
+
+
+def _batch_size(leaves: Iterable[Any]) -> int | None:
+    """Size of dimension 0 of the first tensor among them; None if there is none."""
+    for value in leaves:
         if isinstance(value, Tensor) and value.dim() > 0:
             return int(value.shape[0])
     return None
@@ -173,37 +182,39 @@ class AcceleratedModel(nn.Module):
         Raises:
             NotImplementedError: an input requires a gradient.
         """
-        if torch.is_grad_enabled():
-            for value in pytree.tree_leaves((args, kwargs)):
-                if isinstance(value, Tensor) and value.requires_grad:
-                    raise NotImplementedError(
-                        "forward: expected inputs that need no gradient, got one that requires it; "
-                        "use restore() to differentiate"
-                    )
         if torch.is_autocast_enabled("cpu"):
             if self._dtype is not None:
                 args, kwargs = _cast(args, self._dtype), _cast(kwargs, self._dtype)
             with torch.autocast("cpu", enabled=False):
                 return self(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            return self._answer(args, kwargs)
+        for value in _leaves(args, kwargs):
+            if isinstance(value, Tensor) and value.requires_grad:
+                raise NotImplementedError(
+                    "forward: expected inputs that need no gradient, got one that requires it; "
+                    "use restore() to differentiate"
+                )
         with torch.no_grad():
-            dtype = self.config.dtype
-            if dtype is None:
-                return self._serve(args, kwargs)
-            given = next(
-                (v.dtype for v in pytree.tree_leaves((args, kwargs))
-                 if isinstance(v, Tensor) and v.is_floating_point()),
-                dtype,
-            )  # fmt: skip
-            output = self._serve(_cast(args, dtype), _cast(kwargs, dtype))
-            return _cast(output, given)
+            return self._answer(args, kwargs)
+
+    def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Serve in the dtype of the configuration, and answer in that of the arguments."""
+        dtype = self.config.dtype
+        if dtype is None:
+            return self._serve(args, kwargs)
+        floats = (v for v in _leaves(args, kwargs) if isinstance(v, Tensor) and v.is_floating_point())
+        given = next((v.dtype for v in floats), dtype)
+        output = self._serve(_cast(args, dtype), _cast(kwargs, dtype))
+        return _cast(output, given)
 
     def _serve(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         controller = self._controller
         self._follow_weights()
         plan = controller.plan
-        rows = _batch_size((args, kwargs)) or 0
+        rows = _batch_size(_leaves(args, kwargs)) or 0
         if controller.frozen:
-            record = Record(usage=False)
+            record = controller.live_record(usage=False)
             output = self._run_rows(plan, record, args, kwargs, rows)
             controller.report(Seen(rows, plan.serial, live=(record, rows)))
             return output
@@ -211,7 +222,7 @@ class AcceleratedModel(nn.Module):
         if rows > 0 and (controller.observing and plan.dense):
             return self._serve_dense(plan, args, kwargs, Seen(rows, plan.serial))
         if rows == 0 or not controller.is_canary(ticket):
-            record = Record(usage=controller.wants_usage(ticket))
+            record = controller.live_record(usage=controller.wants_usage(ticket))
             output = self._run_rows(plan, record, args, kwargs, rows)
             controller.report(Seen(rows, plan.serial, live=(record, rows)))
             return output
@@ -248,7 +259,7 @@ class AcceleratedModel(nn.Module):
         rest = torch.ones(rows, dtype=torch.bool)
         rest[chosen] = False
         others = torch.arange(rows) if guarded else rest.nonzero().flatten()
-        dense_record, live_record = controller.dense_record(), Record(usage=True)
+        dense_record, live_record = controller.dense_record(), controller.live_record(usage=True)
         dense_args = _take_rows((args, kwargs), chosen, rows) if split else (args, kwargs)
         dense = self._run(controller.dense_plan, dense_record, *dense_args[0], **dense_args[1])
         live_args = (args, kwargs) if guarded else _take_rows((args, kwargs), others, rows)
@@ -276,13 +287,13 @@ class AcceleratedModel(nn.Module):
                 "accelerate: expected the lowered model to agree with the model on example_inputs, "
                 "got other outputs; a forward that is random in eval mode cannot be accelerated"
             )
-        rows = _batch_size(args)
-        if not rows or _batch_size(expected) != rows:
+        rows = _batch_size(_leaves(args, {}))
+        leaves = pytree.tree_leaves(expected)
+        if not rows or _batch_size(leaves) != rows:
             return
         # Twice the rows, the new ones different also for an example of equal rows, and all in reverse: if
         # the old ones' outputs stay, rows do not look at each other, neither at those before nor at those
         # behind, and canary rows may run on their own.
-        leaves = pytree.tree_leaves(expected)
         if not all(isinstance(v, Tensor) and v.dim() > 0 and v.shape[0] == rows for v in leaves):
             return
 
@@ -298,7 +309,7 @@ class AcceleratedModel(nn.Module):
             twice = self._run(plan, None, *pytree.tree_map_only(Tensor, double, args))
         except Exception:
             return  # a forward with a fixed batch size
-        if _batch_size(twice) != 2 * rows:
+        if _batch_size(pytree.tree_leaves(twice)) != 2 * rows:
             return
         old = _take_rows(twice, torch.arange(2 * rows).flip(0)[:rows], 2 * rows)
         self._row_wise = _close(old, got, 1e-2 if self._rounds else _ROW_TOLERANCE)
@@ -308,10 +319,7 @@ class AcceleratedModel(nn.Module):
             self._slice_rows = max(8, _SLICE_BYTES // max(sizes)) if sizes else 0
 
     def _read_versions(self) -> int:
-        total = 0
-        for tensor in self._tracked:
-            total += tensor._version
-        return total
+        return sum(map(_version, self._tracked))
 
     def _follow_weights(self) -> None:
         """Pack the dense weights anew if they were changed in place."""
@@ -362,7 +370,7 @@ class AcceleratedModel(nn.Module):
                 args = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
                 if self.config.dtype is not None:
                     args = _cast(args, self.config.dtype)
-                rows = _batch_size(args)
+                rows = _batch_size(_leaves(args, {}))
                 if not rows:
                     continue
                 record = self._controller.dense_record()

@@ -1,15 +1,12 @@
 // dynprune::linear on the CPU. The schema stands in dynprune/ops/schemas.py, where installs without a compiler have it
 // too.
-#include "cpu/linear.h"
-
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
 #include "bfloat16.h"
 #include "output.h"
 #include "pack.h"
-#include "pick.h"
-#include "run.h"
+#include "sparse_input.h"
 
 namespace dynprune {
 
@@ -56,62 +53,68 @@ Operands resolve(const at::Tensor& input, const at::Tensor& weight, const std::o
   return {packed, chosen, width != depth, indices.has_value() ? indices->numel() : weight.size(0)};
 }
 
+void expect_input_major(const at::Tensor& t, const Operands& operands) {
+  expect_float(kOp, "input_major", t);
+  const std::vector<int64_t> sizes{operands.weight.size(1), input_major_units(operands.units)};
+  DYNPRUNE_EXPECT(t.sizes() == at::IntArrayRef(sizes) && t.is_contiguous(), kOp,
+                  c10::str("a contiguous input_major ", at::IntArrayRef(sizes)), t.sizes());
+}
+
 // Few rows read far more weights than they do arithmetic: where most inputs are zero, as after a ReLU, the others'
-// weights are all that is read. Returns whether it did the work.
-bool skip_inputs(const LinearParams& p, const std::optional<at::Tensor>& usage) {
+// weights are all that is read. With a threshold it is what the result is, not a choice. Returns whether it did the
+// work.
+bool skip_inputs(const LinearParams& p, float threshold, const float* input_major,
+                 const std::optional<at::Tensor>& usage) {
   constexpr int64_t kLeastWeights = 256 * 256;
-  // Of the inputs; above, reading straight through is as fast, but for weights that come from memory, which this
-  // kernel fetches ahead.
-  const double kMostPicked = p.streamed ? 1.0 : 0.6;
-  if (p.rows == 0 || p.rows > kSparseRows || p.input_indices != nullptr || p.depth * p.units < kLeastWeights) {
-    return false;
-  }
-  const int64_t most = static_cast<int64_t>(kMostPicked * static_cast<double>(p.depth));
-  const std::vector<int64_t> picked = pick_inputs(p.input, p.input_stride, p.rows, p.depth, 0.f, most);
-  if (picked.empty()) return false;
-  SparseInputParams s{};
-  s.input = p.input;
-  s.input_stride = p.input_stride;
-  s.picked = picked.data();
-  s.count = static_cast<int64_t>(picked.size());
-  s.weight = p.weight;
-  s.bias = p.bias;
-  s.output = p.output;
-  s.rows = p.rows;
-  s.depth = p.depth;
-  s.units = p.units;
-  s.activation = p.activation;
-  run_tasks(sparse_input_tasks(s), s.rows * s.count * s.units, s.units, usage,
-            [&](double* sums, int64_t begin, int64_t end) { kernels().sparse_input(s, sums, begin, end); });
-  return true;
+  if (p.rows == 0 || p.rows > kSparseRows || p.input_indices != nullptr) return false;
+  if (threshold == 0 && p.depth * p.units < kLeastWeights) return false;
+  // Above this share of the inputs, reading straight through is as fast, but for weights that come from memory, which
+  // this kernel fetches ahead.
+  const bool any = threshold > 0 || input_major != nullptr || p.streamed;
+  const int64_t most = any ? p.depth : static_cast<int64_t>(0.6 * static_cast<double>(p.depth));
+  const std::optional<std::vector<int64_t>> picked = pick_inputs(p, threshold, most);
+  if (picked.has_value()) run_picked(p, *picked, input_major, usage);
+  return picked.has_value();
 }
 
 }  // namespace
 
 at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                   const std::optional<at::Tensor>& indices, const std::optional<at::Tensor>& input_indices,
-                  c10::string_view activation, double slope, std::optional<at::Tensor> usage) {
+                  c10::string_view activation, double slope, double input_threshold,
+                  const std::optional<at::Tensor>& input_major, std::optional<at::Tensor> usage) {
   expect_operands(kOp, input, weight, bias);
   DYNPRUNE_EXPECT(input.dim() >= 1, kOp, "an input [..., features]", input.sizes());
+  DYNPRUNE_EXPECT(input_threshold >= 0, kOp, "an input_threshold of at least 0", input_threshold);
   const ActivationSpec spec = parse_activation(kOp, activation, slope);
   const Operands operands = resolve(input, weight, bias, indices, input_indices);
   if (usage.has_value()) expect_usage(kOp, *usage, operands.units);
+  if (input_major.has_value()) expect_input_major(*input_major, operands);
+  const int64_t* columns =
+      operands.gather ? expect_indices(kOp, "input_indices", *input_indices, input.size(-1)) : nullptr;
+  // Which inputs are left out is a matter of those that are read.
+  const bool gathered = columns != nullptr && input_threshold > 0;
+  const at::Tensor read = gathered ? input.index_select(-1, *input_indices) : input;
 
   auto shape = input.sizes().vec();
   shape.back() = operands.units;
   at::Tensor output = empty_output(shape, input.options());
-  const at::Tensor rows = input.dim() == 2 && input.stride(1) == 1 ? input : input.contiguous();
+  const at::Tensor rows = read.dim() == 2 && read.stride(1) == 1 ? read : read.contiguous();
   const at::Tensor bias_tight = operands.bias.has_value() ? operands.bias->contiguous() : at::Tensor();
 
   if (input.scalar_type() == at::kBFloat16) {
-    run_bf16(operands.gather ? rows.index_select(-1, *input_indices) : rows, operands.weight, bias_tight, output, spec,
-             usage);
+    at::Tensor x = operands.gather && !gathered ? rows.index_select(-1, *input_indices) : rows;
+    if (input_threshold > 0 && x.numel() <= kSparseRows * x.size(-1)) {
+      const at::Tensor small = x.abs().le(input_threshold).reshape({-1, x.size(-1)}).all(0);
+      x = x.masked_fill(small, 0);
+    }
+    run_bf16(x, operands.weight, bias_tight, output, spec, usage);
     return output;
   }
   LinearParams p{};
   p.input = rows.const_data_ptr<float>();
-  p.input_stride = input.dim() == 2 ? rows.stride(0) : input.size(-1);
-  if (operands.gather) p.input_indices = expect_indices(kOp, "input_indices", *input_indices, input.size(-1));
+  p.input_stride = read.dim() == 2 ? rows.stride(0) : read.size(-1);
+  p.input_indices = gathered ? nullptr : columns;
   p.weight = operands.weight.const_data_ptr<float>();
   p.bias = bias_tight.defined() ? bias_tight.const_data_ptr<float>() : nullptr;
   p.output = output.mutable_data_ptr<float>();
@@ -122,7 +125,8 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::
   p.activation = spec;
   constexpr int64_t kCachedWeights = 2 * 1024 * 1024;  // what L2 and a share of L3 hold
   p.streamed = p.depth * p.units > kCachedWeights;
-  if (skip_inputs(p, usage)) return output;
+  const float* major = input_major.has_value() ? input_major->const_data_ptr<float>() : nullptr;
+  if (skip_inputs(p, static_cast<float>(input_threshold), major, usage)) return output;
   run_tasks(linear_tasks(p), p.rows * p.depth * p.units, p.units, usage,
             [&](double* sums, int64_t begin, int64_t end) { kernels().linear(p, sums, begin, end); });
   return output;

@@ -2,10 +2,8 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "cpu/sparse_input.h"
 #include "output.h"
-#include "pick.h"
-#include "run.h"
+#include "sparse_input.h"
 
 namespace dynprune {
 
@@ -31,7 +29,7 @@ at::Tensor sparse_input_linear(const at::Tensor& input, const at::Tensor& weight
   if (usage.has_value()) expect_usage(kOp, *usage, bias.numel());
   const at::Tensor rows = input.stride(1) == 1 ? input : input.contiguous(), bias_tight = bias.contiguous();
   at::Tensor output = empty_output({input.size(0), bias.numel()}, input.options());
-  SparseInputParams p{};
+  LinearParams p{};
   p.input = rows.const_data_ptr<float>();
   p.input_stride = rows.stride(0);
   p.weight = weight.const_data_ptr<float>();
@@ -41,14 +39,7 @@ at::Tensor sparse_input_linear(const at::Tensor& input, const at::Tensor& weight
   p.depth = input.size(1);
   p.units = bias.numel();
   p.activation = parse_activation(kOp, activation, slope);
-  const std::vector<int64_t> picked =
-      pick_inputs(p.input, p.input_stride, p.rows, p.depth, static_cast<float>(threshold), p.depth);
-  p.picked = picked.data();
-  p.count = static_cast<int64_t>(picked.size());
-  if (p.rows > 0) {
-    run_tasks(sparse_input_tasks(p), p.rows * p.count * p.units, p.units, usage,
-              [&](double* sums, int64_t begin, int64_t end) { kernels().sparse_input(p, sums, begin, end); });
-  }
+  run_picked(p, *pick_inputs(p, static_cast<float>(threshold), p.depth), nullptr, usage);
   return output;
 }
 

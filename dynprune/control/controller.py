@@ -106,7 +106,9 @@ class Controller:
     def __init__(self, program: Program, config: Config) -> None:
         self.program = program
         self.config = config
-        self.builder = PlanBuilder(program, products=config.compensation == "lstsq")
+        self.builder = PlanBuilder(
+            program, products=config.compensation == "lstsq", input_major=config.input_major
+        )
         self.lock = threading.RLock()
         self.inbox: collections.deque[Seen] = collections.deque()
         self.tickets = itertools.count()
@@ -210,15 +212,18 @@ class Controller:
         """An empty record for rows that run by all units."""
         return Record(usage=True, reads=True, products=self.builder.products)
 
+    def live_record(self, *, usage: bool) -> Record:
+        """An empty record for rows that run on the published plan."""
+        return Record(usage=usage, input_threshold=self.config.input_threshold)
+
     def report(self, seen: Seen) -> None:
         """Take in what a forward saw; may publish a plan."""
         self.inbox.append(seen)
         # A report that arrives while the lock is held is taken by its holder, or by the next forward.
         while self.inbox and self.lock.acquire(blocking=False):
             try:
-                with torch.inference_mode(False), torch.no_grad():
-                    while self.inbox:
-                        self._take(self.inbox.popleft())
+                while self.inbox:
+                    self._take(self.inbox.popleft())
             finally:
                 self.lock.release()
 
@@ -228,19 +233,26 @@ class Controller:
         counts = self.counts
         counts["batches"] += 1
         counts["rows"] += seen.rows
-        for part in (seen.live, seen.dense):
-            if part is not None:
-                counts["operations"] += part[0].operations
-        # Rows that run twice, for the guard, would have run once in a dense model.
-        main = seen.dense if seen.compared else None
-        for part in (seen.live, seen.dense):
-            if part is not None and part is not main:
-                counts["dense_operations"] += part[0].dense_operations
+        if seen.live is not None:
+            counts["operations"] += seen.live[0].operations
+            counts["dense_operations"] += seen.live[0].dense_operations
+        if seen.dense is not None:
+            counts["operations"] += seen.dense[0].operations
+            # Rows that run twice, for the guard, would have run once in a dense model.
+            if not seen.compared:
+                counts["dense_operations"] += seen.dense[0].dense_operations
         if seen.canary and seen.dense is not None:
             counts["canary_rows"] += seen.dense[1]
         if self.frozen:
             return
         self.batch += 1
+        # Most batches are only counted, without the microseconds that these contexts take.
+        if seen.dense is not None or (seen.live is not None and seen.live[0].usage):
+            with torch.inference_mode(False), torch.no_grad():
+                self._learn(seen)
+
+    def _learn(self, seen: Seen) -> None:
+        """Take in what a forward measured; may publish a plan."""
         if seen.compared and self.guard is not None and self.guard.add(seen.changed, seen.compared):
             self.reactivate_all()
             return

@@ -40,7 +40,7 @@ class RunningUsage:
     def add(self, usage: Tensor, rows: int) -> None:
         """Add the sums ``[4, units]`` of ``rows`` rows."""
         keep = 0.5 ** (rows / self.window)
-        self.sums = self.sums * keep + usage
+        self.sums = usage.add(self.sums, alpha=keep)
         self.rows = self.rows * keep + rows
 
     def stats(self) -> UsageStats:

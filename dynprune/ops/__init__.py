@@ -30,6 +30,7 @@ if native is None:
     _library.impl("max_pool2d", reference.max_pool2d, "CPU")
 
 pack_linear = reference.pack_linear if native is None else native.pack_linear
+pack_input_major = reference.pack_input_major if native is None else native.pack_input_major
 pack_conv2d = reference.pack_conv2d if native is None else native.pack_conv2d
 tap_sums = reference.tap_sums if native is None else native.tap_sums
 pack_lstm = lstm_reference.pack_lstm

@@ -18,7 +18,9 @@ from torch import Tensor
 
 PANEL = 64
 UNIT_ALIGN = 8
+INPUT_MAJOR_ALIGN = 16
 USAGE_ROWS = 4
+SPARSE_ROWS = 8
 
 ACTIVATIONS = ("none", "relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
 
@@ -157,6 +159,12 @@ def pack_linear(
     return pack_panels(weight).view(1, weight.shape[1], padded_units(weight.shape[0]))
 
 
+def pack_input_major(packed: Tensor) -> Tensor:
+    """Packed ``[1, in, padded out]`` to ``[in, out rounded up to 16]``, an input's weights in one run."""
+    depth, units = packed.shape[1:]
+    return F.pad(unpack_panels(packed, units, depth).t(), (0, -units % INPUT_MAJOR_ALIGN)).contiguous()
+
+
 def pack_conv2d(
     weight: Tensor,
     indices: Tensor | None = None,
@@ -239,6 +247,8 @@ def linear(
     input_indices: Tensor | None = None,
     activation: str = "none",
     slope: float = 0.01,
+    input_threshold: float = 0.0,
+    input_major: Tensor | None = None,
     usage: Tensor | None = None,
 ) -> Tensor:
     """``activation(input @ weight.T + bias)`` over the units of ``indices`` and ``input_indices``.
@@ -253,6 +263,9 @@ def linear(
             the columns of a full-width input as well.
         activation: one of :data:`ACTIVATIONS`.
         slope: of ``leaky_relu``.
+        input_threshold: where an input has at most 8 rows, features with ``|x| <= input_threshold`` in
+            every row are left out. At 0 the result is the full one.
+        input_major: the packed weight once more, from :func:`pack_input_major`: serves up to 8 rows faster.
         usage: float64 ``[4, n]``, added to.
 
     Returns:
@@ -263,6 +276,7 @@ def linear(
     """
     op = "linear"
     expect(input.dim() >= 1, op, "an input [..., features]", list(input.shape))
+    expect(input_threshold >= 0, op, "an input_threshold of at least 0", input_threshold)
     if weight.dim() == 3:
         expect(
             bias is not None and bias.dim() == 1 and padded_units(len(bias)) == weight.shape[2],
@@ -286,13 +300,20 @@ def linear(
     )
     _expect_options(op, activation, usage, weight.shape[0])
     dtype = input.dtype
+    major = [weight.shape[1], -(-weight.shape[0] // INPUT_MAJOR_ALIGN) * INPUT_MAJOR_ALIGN]
+    expect(
+        input_major is None or list(input_major.shape) == major,
+        op,
+        f"a contiguous input_major {major}",
+        None if input_major is None else list(input_major.shape),
+    )
+    if input_threshold > 0 and input.shape[:-1].numel() <= SPARSE_ROWS:
+        needed = ~(input[None].abs() <= input_threshold).flatten(0, -2).all(0)
+        input = torch.where(needed, input, 0.0)
     y = activate(F.linear(*_widened(op, input, weight, bias)), activation, slope)
     if usage is not None:
         usage += usage_sums(y, -1)
     return y.to(dtype)
-
-
-SPARSE_ROWS = 8
 
 
 def sparse_input_linear(
@@ -334,9 +355,9 @@ def sparse_input_linear(
     packed = [1, input.shape[1], padded_units(len(bias))]
     expect(list(weight.shape) == packed, op, f"a contiguous packed weight {packed}", list(weight.shape))
     expect(threshold >= 0, op, "a threshold of at least 0", threshold)
-    needed = ~(input.abs() <= threshold).all(0)
-    kept = torch.where(needed, input, 0.0)
-    return linear(kept, weight, bias, activation=activation, slope=slope, usage=usage)
+    return linear(
+        input, weight, bias, activation=activation, slope=slope, input_threshold=threshold, usage=usage
+    )
 
 
 def _taps_cut(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:

@@ -8,7 +8,7 @@ SCHEMAS = {
     "linear": (
         "(Tensor input, Tensor weight, Tensor? bias=None, *, Tensor? indices=None, "
         "Tensor? input_indices=None, str activation='none', float slope=0.01, "
-        "Tensor(a!)? usage=None) -> Tensor"
+        "float input_threshold=0.0, Tensor? input_major=None, Tensor(a!)? usage=None) -> Tensor"
     ),
     "conv2d": (
         "(Tensor input, Tensor weight, Tensor? bias=None, SymInt[2] stride=1, SymInt[2] padding=0, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,11 +45,13 @@ class PlanBuilder:
     Args:
         program: of the model.
         products: whether sums of products are wanted at every read point.
+        input_major: whether linear layers keep their weight a second time, for few rows.
     """
 
-    def __init__(self, program: Program, *, products: bool = False) -> None:
+    def __init__(self, program: Program, *, products: bool = False, input_major: bool = False) -> None:
         self.program = program
         self.products = products
+        self.input_major = input_major
 
     def build(
         self,
@@ -129,7 +132,7 @@ class PlanBuilder:
         site = self.program.sites[index]
         layout, read = self._input_layout(index)
         inputs = self._inputs(read, active, substitutes)
-        common = {"read": self._measured(read), "read_layout": layout}
+        common: dict[str, Any] = {"read": self._measured(read), "read_layout": layout}
         if isinstance(site, LayerSite):
             own = active[site.group] if site.group else None
             if site.follows is not None:
@@ -140,9 +143,11 @@ class PlanBuilder:
             group = site.group
             if group is not None and self.program.groups[group].usage_site != index:
                 group = None
-            make = conv2d_entry if isinstance(site.module, nn.Conv2d) else linear_entry
             kind, slope = site.activation
-            return make(site, own, inputs, activation=kind, slope=slope, group=group, **common)
+            common |= {"activation": kind, "slope": slope, "group": group}
+            if isinstance(site.module, nn.Conv2d):
+                return conv2d_entry(site, own, inputs, **common)
+            return linear_entry(site, own, inputs, input_major=self.input_major, **common)
         if isinstance(site, LSTMSite):
             points = site.recurrent or (None,) * len(site.layer.suffixes)
             steps = [self._inputs(point, active, substitutes) for point in points]

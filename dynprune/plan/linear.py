@@ -15,9 +15,17 @@ from dynprune.ops.reference import wide
 from dynprune.plan.entries import LinearEntry
 from dynprune.plan.inputs import Inputs, rows_of, runs_native
 
+# A smaller weight lies in the cache, where reading it straight through costs little.
+_INPUT_MAJOR_WEIGHTS = 65_536
 
-def linear_entry(site: LayerSite, active: Tensor | None, inputs: Inputs, **common: Any) -> LinearEntry:
-    """The entry of a linear layer; ``active`` None computes every unit."""
+
+def linear_entry(
+    site: LayerSite, active: Tensor | None, inputs: Inputs, *, input_major: bool = False, **common: Any
+) -> LinearEntry:
+    """The entry of a linear layer; ``active`` None computes every unit.
+
+    ``input_major`` keeps the weight a second time, for few rows; see :class:`~dynprune.config.Config`.
+    """
     weight = site.weight
     scale, bias = site.fold()
     rows, columns = rows_of(active), inputs.columns()
@@ -26,14 +34,17 @@ def linear_entry(site: LayerSite, active: Tensor | None, inputs: Inputs, **commo
     if runs_native(weight):
         op = torch.ops.dynprune.linear.default
         packed = ops.pack_linear(inputs.mixed(weight), rows, columns, scale)
+        large = weight.dtype == torch.float32 and packed.numel() >= _INPUT_MAJOR_WEIGHTS
     else:
         op = reference.linear
         packed = _compact(inputs.mixed(weight), scale, rows, columns)
+        large = False
     units, depth = len(bias), weight.shape[1] if columns is None else len(columns)
     return LinearEntry(
         op=op,
         weight=packed,
         bias=bias,
+        input_major=ops.pack_input_major(packed) if input_major and large else None,
         macs=units * depth,
         dense_operations=weight.shape[0] * weight.shape[1],
         **common,

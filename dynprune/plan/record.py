@@ -15,17 +15,21 @@ class Record:
         usage: whether to sum the usage of the units that are computed.
         reads: whether to sum the values at the read points as well (dense plans only).
         products: whether to sum the products of any two units there too.
+        input_threshold: up to which linear layers may leave out inputs of few rows.
     """
 
     __slots__ = (
-        "dense_operations", "operations", "products", "reads", "usage",
+        "dense_operations", "input_threshold", "operations", "products", "reads", "usage",
         "want_products", "want_reads", "want_usage",
     )  # fmt: skip
 
-    def __init__(self, *, usage: bool, reads: bool = False, products: bool = False) -> None:
+    def __init__(
+        self, *, usage: bool, reads: bool = False, products: bool = False, input_threshold: float = 0.0
+    ) -> None:
         self.want_usage = usage
         self.want_reads = reads
         self.want_products = products
+        self.input_threshold = input_threshold
         self.usage: dict[str, Tensor] = {}  # group -> [4, active] float64
         self.reads: dict[int, tuple[Tensor, int]] = {}  # read point -> (sum [units], positions)
         self.products: dict[int, Tensor] = {}  # read point -> sum of products [units, units]

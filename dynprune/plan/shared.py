@@ -30,7 +30,7 @@ def _share(site: Any, entry: Entry) -> Entry:
             layout = entry.read_layout
             spatial = 1 if layout is None else layout.spatial
             op = partial(_linear, scale=scale, spatial=spatial)
-            return dataclasses.replace(entry, weight=weight, op=op)
+            return dataclasses.replace(entry, weight=weight, input_major=None, op=op)
         assert isinstance(entry, Conv2dEntry) and isinstance(site.module, nn.Conv2d)
         groups = site.module.groups
         return dataclasses.replace(entry, weight=weight, groups=groups, op=partial(_conv2d, scale=scale))

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import dynprune
-from dynprune import Config
+from dynprune import Config, ops
+from dynprune.plan.entries import LinearEntry
 from tests.models.masked import Reader, masked_dense, relative_error
 from tests.models.networks import random_norms
 from tests.models.traffic import EVERYTHING, INPUTS, LOW, UNITS, Traffic, two_halves
@@ -437,6 +438,50 @@ def test_the_guard_leaves_harmless_pruning_alone() -> None:
 
 
 # Dtypes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 8, 9])
+def test_small_inputs_are_left_out_where_rows_are_few(rows: int) -> None:
+    model, threshold = two_halves(), 1.5
+    fast = serving(model, input_threshold=threshold)
+
+    def left_out(x: Tensor) -> Tensor:
+        return torch.where((x.abs() <= threshold).all(0), 0.0, x) if rows <= 8 else x
+
+    x = Traffic().both(rows)
+    with torch.no_grad():
+        expected = model[2](left_out(model[1](model[0](left_out(x)))))
+        torch.testing.assert_close(fast(x), model(x), msg="all that is observed is exact")
+        fast.freeze()
+        torch.testing.assert_close(fast(x), expected)
+
+
+def test_canary_rows_leave_no_inputs_out() -> None:
+    fast, traffic = settled(input_threshold=0.5, canary_interval=1)
+    fast.set_active("0", LOW)
+    x = traffic.low(1)
+    torch.testing.assert_close(fast(x), fast.restore()(x))
+    fast.freeze()
+    assert not torch.allclose(fast(x), fast.restore()(x))
+
+
+def test_weights_kept_a_second_time_give_the_same() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(300, 400), nn.ReLU(), nn.Linear(400, 300), nn.ReLU(), nn.Linear(300, 3)
+    ).eval()
+    plain, twice = (
+        dynprune.accelerate(model, torch.randn(1, 300), Config(input_major=value)) for value in (False, True)
+    )
+    entries = twice._controller.plan.entries
+    kept = [entry.input_major is not None for entry in entries if isinstance(entry, LinearEntry)]
+    assert kept == ([True, True, False] if ops.native is not None else [False] * 3)
+    for fast in (plain, twice):
+        fast.set_active("0", torch.arange(400) % 3 > 0)
+        fast.freeze()
+    for rows in (1, 5, 9):
+        x = torch.randn(rows, 300)
+        torch.testing.assert_close(twice(x), plain(x))
 
 
 def test_float64_model() -> None:

@@ -20,6 +20,8 @@ CORE = [
     "test_linear.py::test_packed",
     "test_linear.py::test_each_activation",
     "test_linear.py::test_index_lists",
+    "test_sparse_input.py::test_against_reference",
+    "test_sparse_input.py::test_input_major",
     "test_conv2d.py::test_packed",
     "test_conv2d.py::test_depthwise_on_some_channels",
     "test_conv2d.py::test_border_table",

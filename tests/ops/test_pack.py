@@ -22,6 +22,7 @@ def test_linear(case: LinearCase) -> None:
     packed = native.pack_linear(weight)
     assert packed.shape == (1, case.shape[-1], reference.padded_units(case.units))
     assert packed.equal(reference.pack_linear(weight))
+    assert native.pack_input_major(packed).equal(reference.pack_input_major(packed))
     unpacked = reference.unpack_panels(packed, case.units, case.shape[-1])
     assert unpacked.equal(weight)
 

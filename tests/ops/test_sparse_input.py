@@ -66,6 +66,62 @@ def test_linear_chooses_by_itself(rows: int, zeros: float) -> None:
     assert_usage_close(usage, expected_usage)
 
 
+def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> None:
+    """``linear`` on a master or a packed weight, with usage, against its reference."""
+    units = len(bias) if bias is not None else len(options.get("indices", weight))
+    usage, expected_usage = (torch.zeros(4, units, dtype=torch.float64) for _ in range(2))
+    y = torch.ops.dynprune.linear(x, weight, bias, usage=usage, **options)
+    double = None if bias is None else bias.double()
+    expected = reference.linear(x.double(), weight.double(), double, usage=expected_usage, **options)
+    assert_close(y, expected)
+    assert_usage_close(usage, expected_usage)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 8, 9])
+@pytest.mark.parametrize(("depth", "units"), [(40, 20), (500, 300)], ids=str)
+@pytest.mark.parametrize("threshold", [2.0, 10.0])
+def test_linear_leaves_out_small_inputs(rows: int, depth: int, units: int, threshold: float) -> None:
+    """Up to 8 rows, whatever the size; with a threshold above every input only the bias is left."""
+    g = torch.Generator().manual_seed(rows)
+    x, weight = torch.randn(rows, depth, generator=g), torch.randn(units, depth, generator=g)
+    bias, packed = torch.randn(units, generator=g), ops.pack_linear(weight)
+    check_linear(x, packed, bias, input_threshold=threshold)
+    if 0 < rows <= 8:
+        all_of_them = torch.ops.dynprune.linear(x, packed, bias)
+        some = torch.ops.dynprune.linear(x, packed, bias, input_threshold=threshold)
+        assert not torch.allclose(some, all_of_them)
+        assert threshold < 10 or torch.equal(some, bias.expand(rows, units))
+
+
+def test_threshold_with_index_lists_and_other_shapes() -> None:
+    """It is the inputs that are read which need to be small, in all rows of all dimensions."""
+    weight, lists = torch.randn(20, 40), torch.arange(0, 40, 3)
+    x = torch.where(torch.rand(40) < 0.5, 0.1, 1.0) * torch.randn(2, 3, 40).sign()
+    check_linear(x, weight, None, indices=torch.arange(0, 20, 2), input_indices=lists, input_threshold=0.5)
+    check_linear(x[0, 0], ops.pack_linear(weight), torch.randn(20), input_threshold=0.5)
+    compact = ops.pack_linear(weight, None, lists)
+    check_linear(x, compact, torch.randn(20), input_indices=lists, input_threshold=0.5)
+
+
+@pytest.mark.parametrize("rows", range(10))
+@pytest.mark.parametrize(("depth", "units"), [(500, 300), (64, 4300), (300, 8)], ids=str)
+@pytest.mark.parametrize("zeros", [0.0, 0.8, 1.0])
+def test_input_major(rows: int, depth: int, units: int, zeros: float) -> None:
+    x = sparse(rows, depth, zeros)
+    weight, bias = torch.randn(units, depth), torch.randn(units)
+    packed = ops.pack_linear(weight)
+    check_linear(x, packed, bias, input_major=ops.pack_input_major(packed), activation="relu")
+    check_linear(x, packed, bias, input_major=ops.pack_input_major(packed), input_threshold=0.5)
+
+
+def test_input_major_keeps_infinite_weights_to_their_inputs() -> None:
+    weight, x = torch.randn(300, 300), torch.randn(1, 300)
+    weight[:, 7], x[0, 7] = math.inf, 0.0
+    packed = ops.pack_linear(weight)
+    y = torch.ops.dynprune.linear(x, packed, torch.zeros(300), input_major=ops.pack_input_major(packed))
+    assert y.isfinite().all()
+
+
 def test_nan_is_not_left_out() -> None:
     x = sparse(1, 30, 0.5)
     x[0, 3] = math.nan
