@@ -47,8 +47,8 @@ class Config:
             with ``|x| <= input_threshold`` in every row. At 0 that changes nothing; above, it changes
             results. Canary rows and all other rows that statistics come from are computed in full.
         input_major: keep the weights of float32 linear layers with 65,536 or more a second time, each
-            input's in one run: up to 8 rows are served about twice as fast where the weights come from memory, for
-            twice the memory.
+            input's in one run: up to 8 rows are served about twice as fast where the weights come from
+            memory, for twice the memory.
         seed: of the choice of canary batches and rows.
 
     Raises:

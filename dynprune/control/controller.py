@@ -394,10 +394,20 @@ class Controller:
             else:
                 self.forced[name] = mask.detach().clone()
             try:
+                if mask is None and not self.frozen:
+                    self._settle(name)
                 self.publish()
             except BaseException:
                 self.forced = before
                 raise
+
+    def _settle(self, name: str) -> None:
+        """Decide on a group that was forced while the others were decided on, as they were: without cap."""
+        if self.observing or self.statistics.rows < self.config.evidence:
+            return
+        scores = self.scores()
+        states = policy.decide({name: scores[name]}, self.states, self._rules(settle=True), self.batch)
+        self._move(states, scores)
 
     def usage(self) -> dict[str, UsageStats]:
         """Group -> usage statistics."""

@@ -68,7 +68,13 @@ def _conv2d(
 
 
 def _finish(
-    y: Tensor, dim: int, dtype: torch.dtype, *, activation: str, slope: float, usage: Tensor | None = None
+    y: Tensor,
+    dim: int,
+    dtype: torch.dtype,
+    *,
+    activation: str = "none",
+    slope: float = 0.01,
+    usage: Tensor | None = None,
 ) -> Tensor:
     y = reference.activate(y, activation, slope)
     if usage is not None:

@@ -560,3 +560,14 @@ def test_large_models_hold_no_packed_dense_plan_beside_a_pruned_one(name: str) -
     assert fast._controller.plan.dense
     assert fast._controller.dense_plan.entries[0].weight.data_ptr() not in parameters
     torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_group_forced_during_the_first_decision_is_decided_on_when_released() -> None:
+    fast = dynprune.accelerate(two_halves(), torch.zeros(2, INPUTS), Config(evidence=128))
+    fast.set_active("0", torch.ones(UNITS, dtype=torch.bool))
+    traffic = Traffic(0)
+    for _ in range(8):
+        fast(traffic.low(32))
+    assert not fast.stats()["observing"] and fast.active()["0"].all()
+    fast.release("0")
+    assert torch.equal(fast.active()["0"], LOW)
