@@ -11,7 +11,6 @@ from torch import Tensor
 from dynprune import ops
 from dynprune.lowering.ir import LayerSite
 from dynprune.ops import reference
-from dynprune.ops.reference import wide
 from dynprune.plan.entries import LinearEntry
 from dynprune.plan.inputs import Inputs, rows_of, runs_native
 
@@ -56,11 +55,16 @@ def linear_bias(
 ) -> Tensor:
     """``b + W[:, pruned] @ constants`` over the rows computed ``[active]``."""
     pruned = inputs.pruned
-    if pruned is not None and bool(pruned.any()):
-        missing = pruned.to(bias.dtype).repeat_interleave(inputs.spatial)
-        taken = wide(weight) @ missing
-        bias = bias + (taken if scale is None else taken * scale)
-    return bias if rows is None else bias.index_select(0, rows)
+    if rows is not None:
+        bias = bias.index_select(0, rows)
+    if pruned is None or not bool(pruned.any()):
+        return bias
+    # The pixels of a flattened image are to a linear layer what taps are to a convolution.
+    add_up = ops.tap_sums if weight.dtype == torch.float32 else reference.tap_sums
+    taken = add_up(weight.view(len(weight), len(pruned), -1, 1), pruned, rows).sum(1)
+    if scale is not None:
+        taken = taken * (scale if rows is None else scale[rows])
+    return (bias + taken).to(bias.dtype)
 
 
 def _compact(weight: Tensor, scale: Tensor | None, rows: Tensor | None, columns: Tensor | None) -> Tensor:
