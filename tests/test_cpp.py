@@ -26,7 +26,7 @@ def run(*command: str | Path, **environment: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=600,
+        timeout=1200,  # two cores that others use too need ten minutes
         check=False,
     )
     assert done.returncode == 0, done.stdout[-6000:]
