@@ -12,18 +12,26 @@ namespace dynprune {
 
 namespace {
 
-bool probe_brgemm() {
-#ifdef CPUBLAS_BRGEMM_F32F32F32
-  // ATen offers brgemm on AVX-512 only; other kernels are run with BLAS, as they would be on an older CPU.
-  if (std::string(kernels().isa) != "avx512") return false;
+#if defined(CPUBLAS_BRGEMM_F32F32F32) || defined(CPUBLAS_BRGEMM_BF16BF16F32)
+// Whether ATen's brgemm takes operands of this type; it throws where it does not.
+template <typename T>
+bool takes_operands(bool in_pairs) {
   try {
-    alignas(64) float a[16 * 16] = {}, b[16 * 16] = {}, c[16 * 16] = {};
-    at::native::cpublas::brgemm(16, 16, 16, 16, 16, 16, false, a, b, c, false);
-    at::native::cpublas::brgemm_release(false);
+    alignas(64) T a[16 * 16] = {}, b[16 * 16] = {};
+    alignas(64) float c[16 * 16] = {};
+    at::native::cpublas::brgemm(16, 16, 16, 16, 16, 16, false, a, b, c, in_pairs);
+    at::native::cpublas::brgemm_release(in_pairs);
     return true;
   } catch (const c10::Error&) {
     return false;
   }
+}
+#endif
+
+bool probe_brgemm() {
+#ifdef CPUBLAS_BRGEMM_F32F32F32
+  // ATen offers brgemm on AVX-512 only; other kernels are run with BLAS, as they would be on an older CPU.
+  return std::string(kernels().isa) == "avx512" && takes_operands<float>(false);
 #else
   return false;
 #endif
@@ -42,16 +50,8 @@ void blas(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const fl
 // In software it would be slower than the float32 product, so the CPU's own instructions are asked for as well.
 bool probe_brgemm_bf16() {
 #if defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(__x86_64__)
-  if (std::string(kernels().isa) != "avx512" || !__builtin_cpu_supports("avx512bf16")) return false;
-  try {
-    alignas(64) at::BFloat16 a[16 * 16] = {}, b[16 * 16] = {};
-    alignas(64) float c[16 * 16];
-    at::native::cpublas::brgemm(16, 16, 16, 16, 16, 16, false, a, b, c, true);
-    at::native::cpublas::brgemm_release(true);
-    return true;
-  } catch (const c10::Error&) {
-    return false;
-  }
+  const bool instructions = std::string(kernels().isa) == "avx512" && __builtin_cpu_supports("avx512bf16");
+  return instructions && takes_operands<at::BFloat16>(true);
 #else
   return false;
 #endif

@@ -87,8 +87,20 @@ def sequence_lengths(lengths: Any, enforce_sorted: bool) -> Tensor:
 
 
 def trim_steps(x: Tensor, lengths: Tensor, batch_first: bool) -> Tensor:
-    """The steps that the longest sequence has."""
-    return x.narrow(1 if batch_first else 0, 0, int(lengths.max()) if len(lengths) else 0)
+    """The steps that the longest sequence has.
+
+    Raises:
+        ValueError: the lengths are not one for each row, or one exceeds the padded steps.
+    """
+    time = 1 if batch_first else 0
+    batch, steps = x.shape[1 - time], x.shape[time]
+    longest = int(lengths.max()) if lengths.numel() else 0
+    if lengths.shape != (batch,) or longest > steps:
+        raise ValueError(
+            f"pack_padded_sequence: expected lengths [{batch}] of at most {steps}, "
+            f"got {list(lengths.shape)} up to {longest}"
+        )
+    return x.narrow(time, 0, longest)
 
 
 def _bound(function: Any, node: fx.Node) -> dict[str, Any]:

@@ -254,7 +254,9 @@ def test_units_that_are_returned_are_never_pruned() -> None:
     expect_exact(fast, model, [], *inputs)
 
 
-@pytest.mark.parametrize("lengths", [[3, 0, 2], [2, 3, 1]], ids=["zero", "not falling"])
+@pytest.mark.parametrize(
+    "lengths", [[3, 0, 2], [2, 3, 1], [5, 2, 1], [3, 2]], ids=["zero", "not falling", "too long", "too few"]
+)
 def test_bad_lengths_are_refused(lengths: list[int]) -> None:
     def head(m: Reading, x: Tensor, lengths: Tensor) -> Tensor:
         return m.out(m.lstm(pack_padded_sequence(x, lengths, batch_first=True))[1][0][0])
