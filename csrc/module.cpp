@@ -20,12 +20,25 @@ PYBIND11_MODULE(_C, m) {
   m.def("has_brgemm", &dynprune::has_brgemm, "Whether small products run on oneDNN's brgemm (otherwise BLAS).");
   m.def("has_brgemm_bf16", &dynprune::has_brgemm_bf16, "Whether it multiplies bfloat16 on this CPU's instructions.");
   m.def("threads", &dynprune::thread_count, "Threads that a kernel with enough work runs on.");
-  m.def("pack_linear", &dynprune::pack_linear, py::arg("weight"), py::arg("indices") = py::none(),
-        py::arg("columns") = py::none(), py::arg("scale") = py::none(), py::call_guard<py::gil_scoped_release>());
+  using Optional = const std::optional<at::Tensor>&;
+  m.def(
+      "pack_linear",
+      [](const at::Tensor& weight, Optional indices, Optional columns, Optional scale, Optional values, Optional sums) {
+        return dynprune::pack_linear(weight, indices, columns, scale, {values, sums});
+      },
+      py::arg("weight"), py::arg("indices") = py::none(), py::arg("columns") = py::none(),
+      py::arg("scale") = py::none(), py::arg("values") = py::none(), py::arg("sums") = py::none(),
+      py::call_guard<py::gil_scoped_release>());
   m.def("pack_input_major", &dynprune::pack_input_major, py::arg("packed"));
   m.def("tap_sums", &dynprune::tap_sums, py::arg("weight"), py::arg("values"), py::arg("indices") = py::none(),
         py::call_guard<py::gil_scoped_release>());
-  m.def("pack_conv2d", &dynprune::pack_conv2d, py::arg("weight"), py::arg("indices") = py::none(),
-        py::arg("input_indices") = py::none(), py::arg("scale") = py::none(), py::arg("groups") = 1,
-        py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "pack_conv2d",
+      [](const at::Tensor& weight, Optional indices, Optional input_indices, Optional scale, int64_t groups,
+         Optional values, Optional sums) {
+        return dynprune::pack_conv2d(weight, indices, input_indices, scale, groups, {values, sums});
+      },
+      py::arg("weight"), py::arg("indices") = py::none(), py::arg("input_indices") = py::none(),
+      py::arg("scale") = py::none(), py::arg("groups") = 1, py::arg("values") = py::none(),
+      py::arg("sums") = py::none(), py::call_guard<py::gil_scoped_release>());
 }

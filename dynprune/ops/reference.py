@@ -148,8 +148,12 @@ def pack_linear(
     indices: Tensor | None = None,
     columns: Tensor | None = None,
     scale: Tensor | None = None,
+    values: Tensor | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
     """``[out, in]`` to ``[1, n_in, padded n_out]``; see ``csrc/pack.h``."""
+    if values is not None and sums is not None:
+        sums.copy_(tap_sums(weight.view(len(weight), len(values), -1, 1), values, indices))
     if scale is not None:
         weight = (weight * scale[:, None]).to(weight.dtype)
     if indices is not None:
@@ -171,6 +175,8 @@ def pack_conv2d(
     input_indices: Tensor | None = None,
     scale: Tensor | None = None,
     groups: int = 1,
+    values: Tensor | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
     """``[out, in, kh, kw]`` to ``[1, kh, kw, n_in, padded n_out]``; see ``csrc/pack.h``.
 
@@ -184,6 +190,8 @@ def pack_conv2d(
         scales = [None] * groups if scale is None else scale.chunk(groups)
         parts = zip(weight.chunk(groups), scales, strict=True)
         return torch.cat([pack_conv2d(part, scale=part_scale) for part, part_scale in parts])
+    if values is not None and sums is not None:
+        sums.copy_(tap_sums(weight, values, indices))
     if scale is not None:
         weight = (weight * scale[:, None, None, None]).to(weight.dtype)
     if indices is not None:

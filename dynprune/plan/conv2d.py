@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -30,8 +31,13 @@ def conv2d_entry(site: LayerSite, active: Tensor | None, inputs: Inputs, **commo
     more: dict[str, Any] = {}
     if groups == 1:
         columns = inputs.columns()
-        bias = conv2d_bias(module, scale, bias, rows, inputs)
-        weight = pack(inputs.mixed(weight), rows, columns, scale)
+        pruned, sums = inputs.pruned, None
+        if pruned is not None:
+            sums = bias.new_empty((site.units if rows is None else len(rows), taps), dtype=torch.float64)
+        packed = pack(inputs.mixed(weight), rows, columns, scale, values=pruned, sums=sums)
+        # A weight in half the width is added up as the model has it.
+        exact = sums if weight.dtype == module.weight.dtype else None
+        bias, weight = conv2d_bias(module, scale, bias, rows, inputs, exact), packed
         depth = module.in_channels if columns is None else len(columns)
     else:
         weight, groups, more = _grouped_weight(site, weight, scale, rows, pack)
@@ -75,48 +81,49 @@ def _grouped_weight(
 
 
 def conv2d_bias(
-    module: nn.Conv2d, scale: Tensor | None, bias: Tensor, rows: Tensor | None, inputs: Inputs
+    module: nn.Conv2d,
+    scale: Tensor | None,
+    bias: Tensor,
+    rows: Tensor | None,
+    inputs: Inputs,
+    sums: Tensor | None = None,
 ) -> Tensor:
     """Bias ``[active]``, or the border table ``[low, high, low, high, active]``.
 
-    Zero padding means that outside the image a pruned unit's constant is absent: the bias depends on
-    the taps the border cuts off, whatever the size of the image.
+    ``sums`` ``[active, kh * kw]`` is what packing found of the constants' part, tap by tap. Zero padding
+    means that outside the image a pruned unit's constant is absent: the bias depends on the taps the
+    border cuts off, whatever the size of the image.
     """
     weight, pruned = module.weight.detach(), inputs.pruned
     if rows is not None:
         bias = bias.index_select(0, rows)
-    if pruned is None or not bool(pruned.any()):
+    if pruned is None:
         return bias
-    add_up = ops.tap_sums if weight.dtype == torch.float32 else reference.tap_sums
-    taps = add_up(weight, pruned, rows).view(-1, *weight.shape[2:])
+    if sums is None:
+        add_up = ops.tap_sums if weight.dtype == torch.float32 else reference.tap_sums
+        sums = add_up(weight, pruned, rows)
     if scale is not None:
-        taps = taps * (scale if rows is None else scale[rows]).double()[:, None, None]
-    table = border_table(taps, conv_padding(module) or [0, 0], list(module.dilation))
-    full = table + bias.double()
-    return (full.flatten() if table.dim() == 1 else full).to(bias.dtype)
+        sums = sums * (scale if rows is None else scale[rows]).double()[:, None]
+    masks = border_masks(weight.shape[2:], tuple(conv_padding(module) or (0, 0)), module.dilation)
+    table = (masks.flatten(1).t() @ sums.t() + bias.double()).to(bias.dtype)
+    return table.view(*masks.shape[1:], -1) if masks.dim() > 2 else table[0]
 
 
-def border_table(taps: Tensor, padding: list[int], dilation: list[int]) -> Tensor:
-    """Sums of ``taps`` ``[n, kh, kw]`` over what is left when a border cuts some off.
+@functools.lru_cache
+def border_masks(kernel: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
+    """Which taps are left when a border cuts some off, as ones among zeros.
 
     Returns:
-        ``[low_h, high_h, low_w, high_w, n]``, indexed by the number of taps cut off at each end;
-        ``[n]`` without padding.
+        Float64 ``[kh * kw, low_h, high_h, low_w, high_w]``, indexed by the number of taps cut off at each
+        end; ``[kh * kw, 1]`` without padding.
     """
-    if padding == [0, 0]:
-        return taps.sum((1, 2))
-    sums = torch.nn.functional.pad(taps, (1, 0, 1, 0)).cumsum(1).cumsum(2)
-    spans = []
-    for axis in (0, 1):
-        kernel = taps.shape[1 + axis]
-        most = min(kernel, -(-padding[axis] // dilation[axis]))
-        low = torch.arange(most + 1)[:, None].expand(most + 1, most + 1)
-        high = (kernel - torch.arange(most + 1)[None, :]).expand(most + 1, most + 1)
-        spans.append((low, torch.maximum(high, low)))
-    (low_h, high_h), (low_w, high_w) = spans
-
-    def at(h: Tensor, w: Tensor) -> Tensor:
-        return sums[:, h[:, :, None, None], w[None, None, :, :]]
-
-    table = at(high_h, high_w) - at(low_h, high_w) - at(high_h, low_w) + at(low_h, low_w)
-    return table.permute(1, 2, 3, 4, 0)
+    if not any(padding):
+        return torch.ones(kernel[0] * kernel[1], 1, dtype=torch.float64)
+    left = []
+    for size, pad, step in zip(kernel, padding, dilation, strict=True):
+        cut = torch.arange(min(size, -(-pad // step)) + 1)
+        tap = torch.arange(size)[:, None, None]
+        left.append((tap >= cut[:, None]) & (tap < size - cut))  # [taps, low, high]
+    height, width = left
+    both = height[:, None, :, :, None, None] & width[None, :, None, None, :, :]
+    return both.flatten(0, 1).double()

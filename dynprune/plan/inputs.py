@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 from torch import Tensor
@@ -23,12 +24,13 @@ class Inputs:
     substitute: Substitute | None = None
     spatial: int = 1
 
-    @property
+    @functools.cached_property
     def pruned(self) -> Tensor | None:
-        """The constants with zeros at active units ``[units]``; None if nothing is missing."""
+        """The constants with zeros at active units ``[units]``; None if nothing but zeros is missing."""
         if self.active is None or self.substitute is None or bool(self.active.all()):
             return None
-        return torch.where(self.active, 0.0, self.substitute.constants)
+        values = torch.where(self.active, 0.0, self.substitute.constants)
+        return values if bool(values.any()) else None
 
     def mixed(self, weight: Tensor) -> Tensor:
         """``weight`` ``[out, in, ...]`` with the shares of pruned units added to the active ones.

@@ -28,15 +28,20 @@ def linear_entry(
     weight = site.weight
     scale, bias = site.fold()
     rows, columns = rows_of(active), inputs.columns()
-    bias = linear_bias(weight, scale, bias, rows, inputs)
     op: Callable[..., Tensor]
     if runs_native(weight):
         op = torch.ops.dynprune.linear.default
-        packed = ops.pack_linear(inputs.mixed(weight), rows, columns, scale)
+        pruned, sums = inputs.pruned, None
+        if pruned is not None:
+            units = len(weight) if rows is None else len(rows)
+            sums = bias.new_empty((units, weight.shape[1] // len(pruned)), dtype=torch.float64)
+        packed = ops.pack_linear(inputs.mixed(weight), rows, columns, scale, pruned, sums)
+        bias = linear_bias(weight, scale, bias, rows, inputs, sums)
         large = weight.dtype == torch.float32 and packed.numel() >= _INPUT_MAJOR_WEIGHTS
     else:
         op = reference.linear
         packed = _compact(inputs.mixed(weight), scale, rows, columns)
+        bias = linear_bias(weight, scale, bias, rows, inputs)
         large = False
     units, depth = len(bias), weight.shape[1] if columns is None else len(columns)
     return LinearEntry(
@@ -51,17 +56,27 @@ def linear_entry(
 
 
 def linear_bias(
-    weight: Tensor, scale: Tensor | None, bias: Tensor, rows: Tensor | None, inputs: Inputs
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor,
+    rows: Tensor | None,
+    inputs: Inputs,
+    sums: Tensor | None = None,
 ) -> Tensor:
-    """``b + W[:, pruned] @ constants`` over the rows computed ``[active]``."""
+    """``b + W[:, pruned] @ constants`` over the rows computed ``[active]``.
+
+    ``sums`` ``[active, pixels]`` are what packing found of the second term.
+    """
     pruned = inputs.pruned
     if rows is not None:
         bias = bias.index_select(0, rows)
-    if pruned is None or not bool(pruned.any()):
+    if pruned is None:
         return bias
-    # The pixels of a flattened image are to a linear layer what taps are to a convolution.
-    add_up = ops.tap_sums if weight.dtype == torch.float32 else reference.tap_sums
-    taken = add_up(weight.view(len(weight), len(pruned), -1, 1), pruned, rows).sum(1)
+    if sums is None:
+        # The pixels of a flattened image are to a linear layer what taps are to a convolution.
+        add_up = ops.tap_sums if weight.dtype == torch.float32 else reference.tap_sums
+        sums = add_up(weight.view(len(weight), len(pruned), -1, 1), pruned, rows)
+    taken = sums.sum(1)
     if scale is not None:
         taken = taken * (scale if rows is None else scale[rows])
     return (bias + taken).to(bias.dtype)

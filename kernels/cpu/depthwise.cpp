@@ -126,9 +126,18 @@ Inner inner_columns(const ConvAxis& w) {
   return inner;
 }
 
+// Whether a tile's inputs, read in place, do not fit the few sets of a first-level cache (8 ways, 4 KiB apart) that
+// pixels at this distance fall into.
+bool collides(const Conv2dParams& p) {
+  const int64_t bytes = p.stride_w * static_cast<int64_t>(sizeof(float));
+  const int64_t apart = bytes & -bytes;  // the largest power of two that divides it
+  const int64_t sets = max_of(1, 4096 / max_of(apart, 64));
+  return p.h.kernel * (kMostPixels + p.w.kernel - 1) > 8 * sets;
+}
+
 // How the rows of a block are read: in place, where the columns at the border leave taps out and cost about a load per
-// tap more; or from a copy with the padding around it, which costs about four loads for each pixel, and makes one tile
-// of a short row.
+// tap more; or from a copy of a panel's channels with the padding around it, which costs about four loads for each
+// pixel, and makes one tile of a short row.
 struct Reading {
   bool staged;
   Inner inner;
@@ -139,7 +148,7 @@ Reading reading_of(const Conv2dParams& p) {
   const Inner inner = inner_columns(p.w);
   const int64_t border = (p.w.out - (inner.last - inner.first)) * p.h.kernel * p.w.kernel;
   const bool pays = border > 4 * p.w.in * p.h.stride || (border > 0 && p.w.stride == 1 && p.w.out <= kMostPixels);
-  const bool staged = p.stride_c != 1 || p.input_indices != nullptr || pays;
+  const bool staged = p.stride_c != 1 || p.input_indices != nullptr || pays || collides(p);
   // Inputs of a few MiB are still in a cache from the layer before; fetching them ahead costs more than it saves.
   constexpr int64_t kCachedFloats = 1024 * 1024;
   const bool fetch_ahead = !staged && p.batch * p.h.in * p.w.in * p.channels > kCachedFloats;
@@ -148,23 +157,30 @@ Reading reading_of(const Conv2dParams& p) {
 
 int64_t window_columns(const Conv2dParams& p) { return p.w.in + 2 * p.w.padding; }
 
-// Channel c of row h and column w, counted from the first tap of the block's first pixel, is at
+// Channel c of a panel, of row h and column w counted from the first tap of the block's first pixel, is at
 // data[h * row_stride + w * column_stride + c].
 struct Rows {
   const float* data;
   int64_t row_stride, column_stride;
 };
 
-Rows rows_of(const Conv2dParams& p, const Block& block, float* buffer) {
+// The rows of the channels [unit, unit + units).
+Rows rows_of(const Conv2dParams& p, const Block& block, int64_t unit, int64_t units, float* buffer) {
   const int64_t top = block.first * p.h.stride - p.h.padding;
-  if (buffer == nullptr) return {block.image + top * p.stride_h - p.w.padding * p.stride_w, p.stride_h, p.stride_w};
-  const int64_t row_floats = window_columns(p) * p.channels;
+  if (buffer == nullptr) {
+    return {block.image + top * p.stride_h - p.w.padding * p.stride_w + unit, p.stride_h, p.stride_w};
+  }
+  Conv2dParams part = p;
+  part.channels = units;
+  if (p.input_indices != nullptr) part.input_indices += unit;
+  const float* image = block.image + (p.input_indices == nullptr ? unit * p.stride_c : 0);
+  const int64_t row_floats = window_columns(p) * units;
   for (int64_t r = 0; r < window_rows(p, block.rows); ++r) {
     const int64_t ih = top + r;
     if (ih < 0 || ih >= p.h.in) continue;  // left out of the products
-    stage_columns(p, block.image, ih, 0, window_columns(p), buffer + r * row_floats);
+    stage_columns(part, image, ih, 0, window_columns(p), buffer + r * row_floats);
   }
-  return {buffer, row_floats, p.channels};
+  return {buffer, row_floats, units};
 }
 
 // Products of pixels [pixel, pixel + pixels) of a block and the panel of `width` whose first channel `rows` and `panel`
@@ -212,23 +228,22 @@ void multiply(const Conv2dParams& p, const Rows& rows, RunProduct inner_product,
 void depthwise_range(const Conv2dParams& p, double* usage, int64_t begin, int64_t end) {
   const int64_t depth = p.h.kernel * p.w.kernel;
   const Reading reading = reading_of(p);
-  const int64_t window_floats = window_rows(p, p.block_rows) * window_columns(p) * p.channels;
+  const int64_t window_floats = window_rows(p, p.block_rows) * window_columns(p) * min_of(kPanel, p.channels);
   float* product = scratch(0, kRowTile * kPanel);
   float* buffer = reading.staged ? scratch(1, window_floats) : nullptr;
   int32_t* zone = has_zones(p) ? reinterpret_cast<int32_t*>(scratch(2, p.block_rows * p.w.out)) : nullptr;
   const RunProduct inner_product = run_product(p.w);
   for (int64_t task = begin; task < end; ++task) {
     const Block block = block_of(p, task);
-    const Rows rows = rows_of(p, block, buffer);
     find_zones(p, block, zone);
     const int64_t pixels_of_block = block.rows * p.w.out;
     for (int64_t unit = 0; unit < p.units; unit += kPanel) {
       const int64_t units = min_of(kPanel, p.units - unit);
       const int64_t product_stride = (units + kLanes - 1) / kLanes * kLanes;  // whole vectors are stored
-      const Rows here{rows.data + unit, rows.row_stride, rows.column_stride};
+      const Rows rows = rows_of(p, block, unit, units, buffer);
       for (int64_t pixel = 0; pixel < pixels_of_block; pixel += kRowTile) {
         const int64_t pixels = min_of(kRowTile, pixels_of_block - pixel);
-        multiply(p, here, inner_product, reading, p.weight + unit * depth, units, block.first, pixel, pixels, product,
+        multiply(p, rows, inner_product, reading, p.weight + unit * depth, units, block.first, pixel, pixels, product,
                  product_stride, block.output + pixel * p.pixel_units + unit);
         finish(p, block, zone, unit, pixel, pixels, product, product_stride, usage);
       }

@@ -8,7 +8,6 @@
 #include "max_pool2d.h"
 #include "pack.h"
 #include "sparse_input.h"
-#include "tap_sums.h"
 
 namespace dynprune {
 
@@ -23,7 +22,6 @@ struct Kernels {
   void (*max_pool2d)(const MaxPool2dParams&, int64_t begin, int64_t end);
   void (*sparse_input)(const SparseInputParams&, double* usage, int64_t begin, int64_t end);
   void (*pack)(const PackParams&, int64_t begin, int64_t end);
-  void (*tap_sums)(const TapSumsParams&, int64_t begin, int64_t end);
 };
 
 // Null where the instruction set was not compiled for this architecture or the CPU lacks it.
@@ -43,7 +41,6 @@ void lstm_range(const LstmParams&, double*, int64_t, int64_t);
 void max_pool2d_range(const MaxPool2dParams&, int64_t, int64_t);
 void sparse_input_range(const SparseInputParams&, double*, int64_t, int64_t);
 void pack_range(const PackParams&, int64_t, int64_t);
-void tap_sums_range(const TapSumsParams&, int64_t, int64_t);
 const Kernels* table();
 }  // namespace DYNPRUNE_ISA
 #endif

@@ -8,8 +8,8 @@ namespace dynprune::DYNPRUNE_ISA {
 
 namespace {
 
-// Columns of the master that are picked at once, for kLanes rows: what L1 holds.
-constexpr int64_t kChunk = 256;
+constexpr int64_t kAhead = 128;      // floats of each row that are fetched ahead
+constexpr int64_t kFloatRun = 2048;  // columns whose products are added up in float
 
 // v[i][j] and v[j][i] change places.
 inline void transpose(Floats (&v)[kLanes]) {
@@ -40,88 +40,126 @@ inline void transpose(Floats (&v)[kLanes]) {
 #endif
 }
 
-// The picked columns of one row from columns [first, first + count) on, `count` of them.
-void pick(const PackParams& p, const float* row, int64_t first, int64_t count, float* to) {
-  for (int64_t k = 0; k < count; ++k) to[k] = row[p.columns[first + k]];
-}
+// Where the columns of a block of the master go, and what they are worth in the sums.
+struct Block {
+  int64_t first, count;  // columns [first, first + count) of the master
+  bool wanted;           // whether any of them is packed
+};
 
-// The same where the columns rise: packed [depth] from vectors of the row, by the bits of `p.picked`.
-int64_t compress_chunk(const PackParams& p, const float* row, int64_t begin, int64_t end, float* to) {
-  int64_t count = 0;
-  for (int64_t c = begin; c < end; c += kLanes) {
-    const int64_t lanes = min_of(kLanes, p.row_stride - c);
-    const Floats v = lanes == kLanes ? load(row + c) : load_part(row + c, lanes);
-    count += store_picked(to + count, v, p.picked[c / kLanes]);
+// Sixteen columns of the master, one vector of units each, to their places in the panel.
+void place(const PackParams& p, const Block& block, const Floats (&v)[kLanes], Floats scale, float* to, int64_t width,
+           int64_t lanes) {
+  for (int64_t i = 0; i < block.count; ++i) {
+    const int64_t k = p.places == nullptr ? block.first + i : p.places[block.first + i];
+    if (k < 0) continue;
+    if (p.large && width == kPanel) {
+      stream(to + k * width, v[i] * scale);
+    } else if (lanes == kLanes) {
+      store(to + k * width, v[i] * scale);
+    } else {
+      store_part(to + k * width, v[i] * scale, lanes);
+    }
   }
-  return count;
 }
 
-// Rows of `from` (nullptr: zero) times `scale`, count columns, to columns of `to`.
-void turn(const float* const* from, const float* scale, int64_t first, int64_t count, float* to, int64_t width,
-          int64_t lanes) {
-  for (int64_t k = 0; k < count; k += kLanes) {
-    const int64_t some = min_of(kLanes, count - k);
-    Floats v[kLanes];
-    for (int j = 0; j < kLanes; ++j) {
-      if (from[j] == nullptr) {
-        v[j] = Floats{};
-      } else {
-        const float* p = from[j] + first + k;
-        v[j] = (some == kLanes ? load(p) : load_part(p, some)) * splat(scale[j]);
+bool any_placed(const PackParams& p, int64_t first, int64_t count) {
+  if (p.places == nullptr) return true;
+  for (int64_t i = first; i < first + count; ++i) {
+    if (p.places[i] >= 0) return true;
+  }
+  return false;
+}
+
+// Adds up weights times values for kLanes units at a time: in float over some columns, then in double.
+class Sums {
+ public:
+  Sums(const PackParams& p)
+      : p_(p), part_(scratch(0, 3 * kLanes * p.taps)), total_(reinterpret_cast<double*>(part_ + kLanes * p.taps)) {}
+
+  void start() {
+    channel_ = tap_ = 0;
+    zero(part_, kLanes * p_.taps);
+    for (int64_t i = 0; i < kLanes * p_.taps; ++i) total_[i] = 0.0;
+  }
+
+  void add(const Floats (&v)[kLanes], int64_t count) {
+    if (p_.taps == 1) {  // without a way through memory for each column
+      Floats even = load(part_), odd = Floats{};
+      for (int64_t i = 0; i < count; ++i) (i % 2 == 0 ? even : odd) += v[i] * splat(p_.values[channel_++]);
+      store(part_, even + odd);
+      return;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      float* to = part_ + tap_ * kLanes;
+      store(to, load(to) + v[i] * splat(p_.values[channel_]));
+      if (++tap_ == p_.taps) {
+        tap_ = 0;
+        ++channel_;
       }
     }
-    transpose(v);
-    for (int64_t i = 0; i < some; ++i) {
-      float* line = to + (k + i) * width;
-      lanes == kLanes ? store(line, v[i]) : store_part(line, v[i], lanes);
+  }
+
+  void flush() {
+    for (int64_t i = 0; i < kLanes * p_.taps; ++i) total_[i] += static_cast<double>(part_[i]);
+    zero(part_, kLanes * p_.taps);
+  }
+
+  void finish(int64_t unit, int64_t count) {
+    flush();
+    for (int64_t j = 0; j < count; ++j) {
+      for (int64_t t = 0; t < p_.taps; ++t) p_.sums[(unit + j) * p_.taps + t] = total_[t * kLanes + j];
     }
   }
-}
+
+ private:
+  const PackParams& p_;
+  float* part_;    // [taps, kLanes]
+  double* total_;  // [taps, kLanes]
+  int64_t channel_ = 0, tap_ = 0;
+};
 
 }  // namespace
 
+// Sixteen rows of the master at a time are read once, as they lie, in blocks of sixteen columns that are transposed:
+// each column of a block is then one whole line of a panel.
 void pack_range(const PackParams& p, int64_t begin, int64_t end) {
-  float* buffer = scratch(0, kLanes * (kChunk + kLanes));
+  Sums sums(p);
   for (int64_t panel = begin; panel < end; ++panel) {
     const int64_t unit = panel * kPanel, units = min_of(kPanel, p.units - unit), width = padded_units(units);
     for (int64_t j0 = 0; j0 < width; j0 += kLanes) {
-      const float *row[kLanes], *source[kLanes];
-      float scale[kLanes];
+      const float* row[kLanes];
+      Floats scale = splat(1.f);
+      const int64_t real = min_of(kLanes, units - j0), lanes = min_of(kLanes, width - j0);
       for (int64_t j = 0; j < kLanes; ++j) {
         const int64_t u = unit + j0 + j;
-        const bool real = u < p.units && j0 + j < units;
-        const int64_t index = !real ? 0 : p.rows == nullptr ? u : p.rows[u];
-        row[j] = real ? p.master + index * p.row_stride : nullptr;
-        source[j] = real && p.columns != nullptr ? buffer + j * (kChunk + kLanes) : row[j];
-        scale[j] = p.scale == nullptr ? 1.f : p.scale[index];
+        const int64_t index = j >= real ? 0 : p.rows == nullptr ? u : p.rows[u];
+        row[j] = j < real ? p.master + index * p.row_stride : nullptr;
+        if (p.scale != nullptr) scale[j] = p.scale[index];
       }
-      float* to = p.packed + unit * p.depth + j0;
-      const int64_t lanes = min_of(kLanes, width - j0);
-      if (p.columns == nullptr) {
-        turn(row, scale, 0, p.depth, to, width, lanes);
-      } else if (p.picked != nullptr) {
-        for (int64_t c = 0, k = 0; c < p.row_stride; c += kChunk) {
-          const int64_t stop = min_of(c + kChunk, p.row_stride);
-          int64_t count = 0;
-          for (int64_t j = 0; j < kLanes; ++j) {
-            if (row[j] == nullptr) continue;
-            for (int64_t i = stop; i < stop + kChunk; i += kLanes) __builtin_prefetch(row[j] + i, 0, 2);
-            count = compress_chunk(p, row[j], c, stop, buffer + j * (kChunk + kLanes));
+      if (p.values != nullptr) sums.start();
+      for (int64_t c = 0; c < p.row_stride; c += kLanes) {
+        Block block{c, min_of(kLanes, p.row_stride - c), false};
+        block.wanted = p.packed != nullptr && any_placed(p, c, block.count);
+        if (!block.wanted && p.values == nullptr) continue;
+        Floats v[kLanes];
+        for (int j = 0; j < kLanes; ++j) {
+          if (row[j] == nullptr) {
+            v[j] = Floats{};
+            continue;
           }
-          turn(source, scale, 0, count, to + k * width, width, lanes);
-          k += count;
+          __builtin_prefetch(row[j] + c + kAhead, 0, 2);
+          v[j] = block.count == kLanes ? load(row[j] + c) : load_part(row[j] + c, block.count);
         }
-      } else {
-        for (int64_t k = 0; k < p.depth; k += kChunk) {
-          const int64_t count = min_of(kChunk, p.depth - k);
-          for (int64_t j = 0; j < kLanes; ++j) {
-            if (row[j] != nullptr) pick(p, row[j], k, count, buffer + j * (kChunk + kLanes));
-          }
-          turn(source, scale, 0, count, to + k * width, width, lanes);
-        }
+        transpose(v);
+        if (block.wanted) place(p, block, v, scale, p.packed + unit * p.depth + j0, width, lanes);
+        if (p.values == nullptr) continue;
+        sums.add(v, block.count);
+        if (c % kFloatRun == 0) sums.flush();
       }
+      if (p.values != nullptr && real > 0) sums.finish(unit + j0, real);
     }
   }
+  if (p.large) streamed();
 }
 
 }  // namespace dynprune::DYNPRUNE_ISA

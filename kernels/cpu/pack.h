@@ -1,4 +1,4 @@
-// Packing of weight panels, for linear layers and convolutions alike.
+// Packing of weight panels, for linear layers and convolutions alike, and what pruned inputs with known values add.
 #pragma once
 
 #include "types.h"
@@ -6,14 +6,16 @@
 namespace dynprune {
 
 struct PackParams {
-  const float* master;     // [*, row_stride], row-major
-  int64_t row_stride;      // in floats
-  const int64_t* rows;     // [units] rows of the master; nullptr: the first `units`
-  const int64_t* columns;  // [depth] offsets within a row, in the packed order; nullptr: all, in their order
-  const uint16_t* picked;  // bit c % 16 of element c / 16: whether column c is one of `columns`, which rise; or nullptr
-  const float* scale;      // [*] factor of each row of the master (folded batch norm); nullptr: 1
-  float* packed;           // [depth * padded_units(units)], see types.h
-  int64_t units, depth;
+  const float* master;    // [*, row_stride], row-major; a row is [channels, taps]
+  int64_t row_stride;     // in floats
+  const int64_t* rows;    // [units] rows of the master; nullptr: the first `units`
+  const int32_t* places;  // [row_stride] place of each element of a row in the packed depth, -1: none; nullptr: its own
+  const float* scale;     // [*] factor of each row of the master (folded batch norm); nullptr: 1
+  float* packed;          // [depth * padded_units(units)], see types.h; nullptr: only sums are wanted
+  const float* values;    // [row_stride / taps] of each channel; nullptr: no sums are wanted
+  double* sums;           // [units, taps] weights times values over the channels, without scale
+  int64_t units, depth, taps;
+  bool large;  // the packed weight is 64-byte aligned, and leaves the caches anyway: it is written past them
 };
 
 // A task is one panel.

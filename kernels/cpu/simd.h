@@ -54,18 +54,20 @@ inline void store_part(float* p, Floats v, int64_t lanes) {
 #endif
 }
 
-// Stores the lanes of `v` whose bit is set, side by side, and returns how many; up to 16 floats are written.
-inline int64_t store_picked(float* p, Floats v, uint16_t picked) {
+// Stores to 64-byte aligned memory, past the caches where the instruction set can; `streamed` makes other threads see
+// all of it before anything that is stored later.
+inline void stream(float* p, Floats v) {
 #if defined(__AVX512F__)
-  store(p, _mm512_maskz_compress_ps(static_cast<__mmask16>(picked), v));
+  _mm512_stream_ps(p, v);
 #else
-  int64_t count = 0;
-  for (int i = 0; i < kLanes; ++i) {
-    p[count] = v[i];
-    count += picked >> i & 1;
-  }
+  store(p, v);
 #endif
-  return __builtin_popcount(picked);
+}
+
+inline void streamed() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
 }
 
 // bfloat16: the upper half of a float, here always as bits. Rounded to the nearest, ties to even; NaN stays NaN.

@@ -78,33 +78,22 @@ std::vector<float> pack(const dynprune::Kernels& kernels, const std::vector<floa
   dynprune::PackParams p{};
   p.master = master.data();
   p.row_stride = units == 0 ? 0 : static_cast<int64_t>(master.size()) / units;
-  p.columns = columns.data();
+  std::vector<int32_t> places(p.row_stride, -1);
+  for (size_t k = 0; k < columns.size(); ++k) places[columns[k]] = static_cast<int32_t>(k);
+  p.places = places.data();
   p.units = units;
   p.depth = depth;
-  // Columns that rise may be given by their bits as well, and all columns by none.
-  const bool rising = std::is_sorted(columns.begin(), columns.end()) && units > 0;
-  std::vector<uint16_t> bits((p.row_stride + 15) / 16, 0);
-  for (size_t i = 0; rising && i < columns.size(); ++i) {
-    bits[columns[i] / 16] |= static_cast<uint16_t>(1u << (columns[i] % 16));
-  }
-  Guarded<float> packed(depth * dynprune::padded_units(units)), by_bits(depth * dynprune::padded_units(units));
+  p.taps = 1;
+  Guarded<float> packed(depth * dynprune::padded_units(units)), in_order(depth * dynprune::padded_units(units));
   p.packed = packed.data();
   kernels.pack(p, 0, dynprune::pack_tasks(p));
   bool right = true, alike = true;
-  auto expect_alike = [&] {
+  if (depth == p.row_stride && std::is_sorted(columns.begin(), columns.end())) {  // all columns may be given by none
+    p.places = nullptr;
+    p.packed = in_order.data();
     kernels.pack(p, 0, dynprune::pack_tasks(p));
-    for (int64_t i = 0; i < depth * dynprune::padded_units(units); ++i) alike = alike && packed[i] == by_bits[i];
-    alike = alike && by_bits.intact();
-  };
-  p.packed = by_bits.data();
-  if (rising) {
-    p.picked = bits.data();
-    expect_alike();
-  }
-  if (rising && depth == p.row_stride) {
-    p.picked = nullptr;
-    p.columns = nullptr;
-    expect_alike();
+    for (int64_t i = 0; i < depth * dynprune::padded_units(units); ++i) alike = alike && packed[i] == in_order[i];
+    alike = alike && in_order.intact();
   }
   for (int64_t u = 0; u < dynprune::padded_units(units); ++u) {
     const int64_t panel = u / dynprune::kPanel * dynprune::kPanel;
@@ -117,7 +106,7 @@ std::vector<float> pack(const dynprune::Kernels& kernels, const std::vector<floa
   const std::string what = std::string(kernels.isa) + " pack " + std::to_string(units) + "x" + std::to_string(depth);
   expect(right, what + ": values");
   expect(packed.intact(), what + ": guard zones");
-  expect(alike, what + ": columns by bits, and none");
+  expect(alike, what + ": all columns");
   return {packed.data(), packed.data() + depth * dynprune::padded_units(units)};
 }
 
@@ -218,15 +207,15 @@ void test_tap_sums(const dynprune::Kernels& kernels, int64_t units, int64_t chan
     }
   }
   Guarded<double> sums(static_cast<int64_t>(expected.size()));
-  dynprune::TapSumsParams p{};
-  p.weight = weight.data();
+  dynprune::PackParams p{};
+  p.master = weight.data();
+  p.row_stride = channels * taps;
   p.rows = rows.data();
   p.values = values.data();
   p.sums = sums.data();
   p.units = static_cast<int64_t>(rows.size());
-  p.channels = channels;
   p.taps = taps;
-  kernels.tap_sums(p, 0, p.units);
+  kernels.pack(p, 0, dynprune::pack_tasks(p));
   const std::string what =
       std::string(kernels.isa) + " tap sums " + std::to_string(channels) + "x" + std::to_string(taps);
   expect(close(sums, expected) && sums.intact(), what);
@@ -582,6 +571,7 @@ const ConvShape kConv2d[] = {
     {"depthwise 5x5 stride 2", 2, 130, 130, axis(8, 5, 2, 2, 1), axis(21, 5, 2, 2, 1), true, false, true},
     {"depthwise 5x5 larger than the image", 2, 9, 9, axis(2, 5, 1, 2, 1), axis(3, 5, 1, 2, 1), true, false, true},
     {"depthwise 1x7 stride 3", 1, 20, 20, axis(3, 1, 1, 0, 1), axis(40, 7, 3, 3, 1, 4, 4), true, false, true},
+    {"depthwise 5x5 colliding", 1, 512, 512, axis(5, 5, 1, 2, 1), axis(6, 5, 1, 2, 1), true, false, true},
     {"depthwise no channels", 1, 0, 0, axis(4, 3, 1, 1, 1), axis(4, 3, 1, 1, 1), true, false, true},
 };
 

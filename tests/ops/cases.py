@@ -203,6 +203,15 @@ CONV2D = [
     ConvCase(
         "depthwise-5x5-stride-2", (2, 65, 14, 14), 65, (5, 5), (2, 2), (2, 2), (1, 1), 65, channels_last
     ),
+    ConvCase(
+        "depthwise-5x5-collides",
+        (1, 512, 9, 10),
+        512,
+        (5, 5),
+        padding=(2, 2),
+        groups=512,
+        layout=channels_last,
+    ),
     ConvCase("depthwise-5x5-image-smaller", (2, 9, 2, 3), 9, (5, 5), padding=(2, 2), groups=9),
     ConvCase("depthwise-1x7", (1, 17, 4, 20), 17, (1, 7), padding=(0, 3), groups=17, layout=channels_last),
     ConvCase("depthwise-7x7", (1, 24, 14, 14), 24, (7, 7), padding=(3, 3), groups=24, layout=channels_last),

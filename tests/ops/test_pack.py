@@ -54,8 +54,19 @@ def test_index_lists_and_scale(case: ActiveCase) -> None:
 
 def test_linear_columns_in_any_order() -> None:
     g = seeded("columns")
-    weight, columns = torch.randn(19, 12, generator=g), torch.tensor([11, 0, 5, 5, 3])
+    weight, columns = torch.randn(19, 12, generator=g), torch.tensor([11, 0, 5, 4, 3])
     assert native.pack_linear(weight, None, columns).equal(reference.pack_linear(weight, None, columns))
+
+
+def test_large_weights() -> None:
+    """They are written past the caches, but for a last panel that is not whole."""
+    g = seeded("large")
+    weight, columns = torch.randn(680, 520, generator=g), torch.arange(0, 520, 3)
+    rows = torch.arange(0, 680, 5)
+    assert native.pack_linear(weight).equal(reference.pack_linear(weight))
+    wide = torch.randn(680, 2600, generator=g)
+    assert native.pack_linear(wide, rows).equal(reference.pack_linear(wide, rows))
+    assert native.pack_linear(wide, None, columns).equal(reference.pack_linear(wide, None, columns))
 
 
 def test_weights_in_other_layouts() -> None:
@@ -71,7 +82,20 @@ BAD: list[tuple[str, str, tuple[Any, ...], str]] = [
     ("weight", "pack_linear", (K,), r"a weight \[out, in\], got \[9, 7, 3, 3\]"),
     ("dtype", "pack_linear", (W.double(),), "a float32 or bfloat16 weight, got Double"),
     ("order", "pack_linear", (W, torch.tensor([2, 1])), "indices strictly increasing .*, got 1 after 2"),
-    ("columns", "pack_linear", (W, None, torch.tensor([7])), r"columns in \[0, 7\), got 7"),
+    ("columns", "pack_linear", (W, None, torch.tensor([7])), r"distinct columns in \[0, 7\), got 7"),
+    ("twice", "pack_linear", (W, None, torch.tensor([5, 5])), r"distinct columns in \[0, 7\), got 5"),
+    (
+        "values",
+        "pack_linear",
+        (W, None, None, None, torch.ones(3), torch.ones(1)),
+        r"values \[n\], n a divisor of 7, got \[3\]",
+    ),
+    (
+        "sums",
+        "pack_conv2d",
+        (K, None, None, None, 1, torch.ones(7), torch.ones(9, 9)),
+        r"contiguous float64 sums \[9, 9\], got Float \[9, 9\]",
+    ),
     ("scale", "pack_linear", (W, None, None, torch.ones(7)), r"a scale \[9\], got \[7\]"),
     ("conv-weight", "pack_conv2d", (W,), r"a weight \[out, in, kh, kw\], got \[9, 7\]"),
     (
@@ -109,3 +133,23 @@ def test_tap_sums_of_many_channels() -> None:
     torch.testing.assert_close(native.tap_sums(weight, values), expected, rtol=1e-5, atol=1e-4)
     with pytest.raises(ValueError, match=r"tap_sums: expected values \[515\], got \[3\]"):
         native.tap_sums(weight, values[:3])
+
+
+@pytest.mark.parametrize("case", ACTIVE, ids=names(ACTIVE))
+def test_sums_on_the_way(case: ActiveCase) -> None:
+    """Packing with values gives the same weights, and the sums of the pruned inputs beside them."""
+    g = seeded(case.name)
+    units, inputs = case.index_lists()
+    rows = case.units if units is None else len(units)
+    values = torch.randn(case.inputs, generator=g)
+    kernel = torch.randn(case.units, case.inputs, 3, 2, generator=g)
+    sums = torch.full((rows, 6), float("nan"), dtype=torch.float64)
+    packed = native.pack_conv2d(
+        kernel, units, inputs, torch.full((case.units,), 2.0), values=values, sums=sums
+    )
+    assert packed.equal(2 * reference.pack_conv2d(kernel, units, inputs))
+    torch.testing.assert_close(sums, reference.tap_sums(kernel, values, units), rtol=1e-5, atol=1e-5)
+    matrix = kernel.flatten(1)
+    flat = torch.full((rows, 6), float("nan"), dtype=torch.float64)
+    native.pack_linear(matrix, units, values=values, sums=flat)
+    assert flat.equal(sums)
