@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from dynprune import explain as explaining
 from dynprune import materialize as materializing
 from dynprune.config import Config
-from dynprune.control.controller import Controller, Seen, Statistics
-from dynprune.control.guard import changed_answers
+from dynprune.control.controller import Controller, Statistics
 from dynprune.control.usage import UsageStats
 from dynprune.lowering.analyse import analyse
 from dynprune.lowering.emit import emit
 from dynprune.lowering.ir import Group, Program
 from dynprune.lowering.recurrent import split_lstms
 from dynprune.lowering.trace import annotate_shapes, describe, share_copy, trace
-from dynprune.plan.plan import Plan
-from dynprune.plan.record import Record
+from dynprune.rows import batch_size, cast, leaves_of
+from dynprune.serving import Server
 
 _version = operator.attrgetter("_version")
-_ROW_TOLERANCE = 1e-4
-# Images larger than this between two layers of a slice fall out of the cache before they are read.
-_SLICE_BYTES = 3 * 2**20
 
 
 def accelerate(model: nn.Module, example_inputs: Any, config: Config | None = None) -> AcceleratedModel:
@@ -67,7 +61,7 @@ def accelerate(model: nn.Module, example_inputs: Any, config: Config | None = No
     if config.dtype is None:
         dense = share_copy(model)
     else:
-        dense, args = copy.deepcopy(model).eval().to(config.dtype), _cast(args, config.dtype)
+        dense, args = copy.deepcopy(model).eval().to(config.dtype), cast(args, config.dtype)
     traced = trace(dense)
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
         annotate_shapes(traced, args)
@@ -76,71 +70,10 @@ def accelerate(model: nn.Module, example_inputs: Any, config: Config | None = No
         expected = dense(*args)
         program = emit(analyse(traced))
         accelerated = AcceleratedModel(model, program, config)
-        accelerated._check(args, expected)
+        rounded = 1e-2 if accelerated._rounds else 0.0
+        tolerance = 1e-2 if accelerated._rounds or config.dtype is not None else 1e-3
+        accelerated._server.check(args, expected, tolerance=tolerance, row_tolerance=rounded)
     return accelerated
-
-
-def _cast(values: Any, dtype: torch.dtype) -> Any:
-    """Floating tensors of a structure in another dtype."""
-    return pytree.tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, values)
-
-
-def _leaves(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """What a call was given, leaf by leaf; a lone tensor, as most calls have, needs no walk."""
-    if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-        return [args[0]]
-    return pytree.tree_leaves((args, kwargs))
-
-
-def _batch_size(leaves: Iterable[Any]) -> int | None:
-    """Size of dimension 0 of the first tensor among them; None if there is none."""
-    for value in leaves:
-        if isinstance(value, Tensor) and value.dim() > 0:
-            return int(value.shape[0])
-    return None
-
-
-def _take_rows(values: Any, index: Tensor, rows: int) -> Any:
-    """The rows ``index`` of every tensor whose dimension 0 is the batch."""
-
-    def take(t: Tensor) -> Tensor:
-        return t.index_select(0, index) if t.dim() > 0 and t.shape[0] == rows else t
-
-    return pytree.tree_map_only(Tensor, take, values)
-
-
-def _slice_rows(values: Any, first: int, last: int, rows: int) -> Any:
-    """The rows [first, last) of every tensor whose dimension 0 is the batch, without a copy."""
-
-    def cut(t: Tensor) -> Tensor:
-        return t[first:last] if t.dim() > 0 and t.shape[0] == rows else t
-
-    return pytree.tree_map_only(Tensor, cut, values)
-
-
-def _merge(parts: list[Any], join: Callable[[tuple[Tensor, ...]], Tensor]) -> Any:
-    """One structure from several alike, whose leaves are tensors, leaf by leaf."""
-    leaves = [pytree.tree_flatten(part) for part in parts]
-    merged = [join(column) for column in zip(*(flat for flat, _ in leaves), strict=True)]
-    return pytree.tree_unflatten(merged, leaves[0][1])
-
-
-def _alike(left: Any, right: Any) -> bool:
-    """Whether two structures hold rows of the same sizes."""
-    pairs = zip(pytree.tree_leaves(left), pytree.tree_leaves(right), strict=True)
-    return all(a.shape[1:] == b.shape[1:] for a, b in pairs)
-
-
-def _put_rows(parts: list[tuple[Any, Tensor]], rows: int) -> Any:
-    """One structure of ``rows`` rows from parts with the indices of their rows."""
-
-    def join(column: tuple[Tensor, ...]) -> Tensor:
-        out = column[0].new_empty((rows, *column[0].shape[1:]))
-        for value, (_, index) in zip(column, parts, strict=True):
-            out.index_copy_(0, index, value)
-        return out
-
-    return _merge([part for part, _ in parts], join)
 
 
 class AcceleratedModel(nn.Module):
@@ -149,8 +82,6 @@ class AcceleratedModel(nn.Module):
     It has the signature and outputs of the original. Calls run without gradients, in eval mode, from
     any number of threads: each call takes the published plan once, at its start.
     """
-
-    _run: Callable[..., Any]  # the program's forward: (plan, record, *inputs)
 
     def __init__(self, original: nn.Module, program: Program, config: Config) -> None:
         super().__init__()
@@ -161,15 +92,13 @@ class AcceleratedModel(nn.Module):
         # Not a submodule: the accelerated model's own members are the eval-mode copy's.
         self.__dict__["_original"] = original
         self.dense = program.traced
-        self._row_wise = False
-        self._slice_rows = 0  # rows that run at once; 0: all of them
+        self._server = Server(program, self._controller, config)
         tensors = itertools.chain(program.traced.parameters(), program.traced.buffers())
         dtypes = (p.dtype for p in program.traced.parameters() if p.is_floating_point())
         self._dtype = next(dtypes, config.dtype)  # what it computes in; None: as its inputs are
         self._rounds = self._dtype in (torch.bfloat16, torch.float16)
         self._tracked = [t for t in tensors if not t.is_inference()]
         self._versions = self._read_versions()
-        self.__dict__["_run"] = program.module.forward
 
     # Serving ------------------------------------------------------------------------------------
 
@@ -184,12 +113,12 @@ class AcceleratedModel(nn.Module):
         """
         if torch.is_autocast_enabled("cpu"):
             if self._dtype is not None:
-                args, kwargs = _cast(args, self._dtype), _cast(kwargs, self._dtype)
+                args, kwargs = cast(args, self._dtype), cast(kwargs, self._dtype)
             with torch.autocast("cpu", enabled=False):
                 return self(*args, **kwargs)
         if not torch.is_grad_enabled():
             return self._answer(args, kwargs)
-        for value in _leaves(args, kwargs):
+        for value in leaves_of(args, kwargs):
             if isinstance(value, Tensor) and value.requires_grad:
                 raise NotImplementedError(
                     "forward: expected inputs that need no gradient, got one that requires it; "
@@ -200,123 +129,14 @@ class AcceleratedModel(nn.Module):
 
     def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Serve in the dtype of the configuration, and answer in that of the arguments."""
+        self._follow_weights()
         dtype = self.config.dtype
         if dtype is None:
-            return self._serve(args, kwargs)
-        floats = (v for v in _leaves(args, kwargs) if isinstance(v, Tensor) and v.is_floating_point())
+            return self._server.serve(args, kwargs)
+        floats = (v for v in leaves_of(args, kwargs) if isinstance(v, Tensor) and v.is_floating_point())
         given = next((v.dtype for v in floats), dtype)
-        output = self._serve(_cast(args, dtype), _cast(kwargs, dtype))
-        return _cast(output, given)
-
-    def _serve(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        controller = self._controller
-        self._follow_weights()
-        plan = controller.plan
-        rows = _batch_size(_leaves(args, kwargs)) or 0
-        if controller.frozen:
-            record = controller.live_record(usage=False)
-            output = self._run_rows(plan, record, args, kwargs, rows)
-            controller.report(Seen(rows, plan.serial, live=(record, rows)))
-            return output
-        ticket = next(controller.tickets)
-        if rows > 0 and (controller.observing and plan.dense):
-            return self._serve_dense(plan, args, kwargs, Seen(rows, plan.serial))
-        if rows == 0 or not controller.is_canary(ticket):
-            record = controller.live_record(usage=controller.wants_usage(ticket))
-            output = self._run_rows(plan, record, args, kwargs, rows)
-            controller.report(Seen(rows, plan.serial, live=(record, rows)))
-            return output
-        return self._serve_canary(plan, ticket, args, kwargs, rows)
-
-    def _run_rows(self, plan: Plan, record: Record, args: Any, kwargs: Any, rows: int) -> Any:
-        """The program on a batch of ``rows``, in slices whose images stay in the cache."""
-        slices = round(rows / self._slice_rows) if self._slice_rows else 1
-        if slices < 2:
-            return self._run(plan, record, *args, **kwargs)
-        parts = []
-        for i in range(slices):
-            first, last = i * rows // slices, (i + 1) * rows // slices
-            some = _slice_rows((args, kwargs), first, last, rows)
-            parts.append(self._run(plan, record, *some[0], **some[1]))
-        return _merge(parts, torch.cat)
-
-    def _serve_dense(self, plan: Plan, args: Any, kwargs: Any, seen: Seen) -> Any:
-        record = self._controller.dense_record()
-        output = self._run_rows(plan, record, args, kwargs, seen.rows)
-        seen.dense = (record, seen.rows)
-        self._controller.report(seen)
-        return output
-
-    def _serve_canary(self, plan: Plan, ticket: int, args: Any, kwargs: Any, rows: int) -> Any:
-        """Some rows by all units, the others on the plan; with a guard, all rows on the plan too."""
-        controller = self._controller
-        seen = Seen(rows, plan.serial, canary=True)
-        guarded = controller.guard is not None and not plan.dense
-        split = self._row_wise and rows > self.config.canary_rows
-        if not split and not guarded:
-            return self._serve_dense(controller.dense_plan, args, kwargs, seen)
-        chosen = controller.canary_rows(ticket, rows) if split else torch.arange(rows)
-        rest = torch.ones(rows, dtype=torch.bool)
-        rest[chosen] = False
-        others = torch.arange(rows) if guarded else rest.nonzero().flatten()
-        dense_record, live_record = controller.dense_record(), controller.live_record(usage=True)
-        dense_args = _take_rows((args, kwargs), chosen, rows) if split else (args, kwargs)
-        dense = self._run(controller.dense_plan, dense_record, *dense_args[0], **dense_args[1])
-        live_args = (args, kwargs) if guarded else _take_rows((args, kwargs), others, rows)
-        live = self._run_rows(plan, live_record, live_args[0], live_args[1], len(others))
-        seen.dense, seen.live = (dense_record, len(chosen)), (live_record, len(others))
-        if guarded:
-            pruned = _take_rows(live, chosen, rows) if split else live
-            seen.changed = _changed(dense, pruned)
-            seen.compared = len(chosen)
-        controller.report(seen)
-        if not split:
-            return dense
-        if not _alike(live, dense):  # sizes that depend on the rows, such as the longest sequence
-            self._row_wise = False
-            return live if guarded else self._run(plan, None, *args, **kwargs)
-        return _put_rows([(live, others), (dense, chosen)], rows)
-
-    def _check(self, args: tuple[Any, ...], expected: Any) -> None:
-        """Compare with the model on the example, and find out whether rows may be split."""
-        plan = self._controller.plan
-        got = self._run(plan, None, *args)
-        close = _close(got, expected, 1e-2 if self.config.dtype or self._rounds else 1e-3)
-        if not close:
-            raise ValueError(
-                "accelerate: expected the lowered model to agree with the model on example_inputs, "
-                "got other outputs; a forward that is random in eval mode cannot be accelerated"
-            )
-        rows = _batch_size(_leaves(args, {}))
-        leaves = pytree.tree_leaves(expected)
-        if not rows or _batch_size(leaves) != rows:
-            return
-        # Twice the rows, the new ones different also for an example of equal rows, and all in reverse: if
-        # the old ones' outputs stay, rows do not look at each other, neither at those before nor at those
-        # behind, and canary rows may run on their own.
-        if not all(isinstance(v, Tensor) and v.dim() > 0 and v.shape[0] == rows for v in leaves):
-            return
-
-        def double(t: Tensor) -> Tensor:
-            if t.dim() == 0 or t.shape[0] != rows:
-                return t
-            if not t.is_floating_point():
-                return torch.cat([t, t.roll(1, 0)]).flip(0)
-            noise = torch.rand(t.shape, generator=torch.Generator().manual_seed(0), dtype=t.dtype)
-            return torch.cat([t, t * 0.5 + noise]).flip(0)
-
-        try:
-            twice = self._run(plan, None, *pytree.tree_map_only(Tensor, double, args))
-        except Exception:
-            return  # a forward with a fixed batch size
-        if _batch_size(pytree.tree_leaves(twice)) != 2 * rows:
-            return
-        old = _take_rows(twice, torch.arange(2 * rows).flip(0)[:rows], 2 * rows)
-        self._row_wise = _close(old, got, 1e-2 if self._rounds else _ROW_TOLERANCE)
-        if self._row_wise:
-            images = [n.meta.get("shape") for n in self._program.traced.graph.nodes]
-            sizes = [4 * math.prod(s[1:]) for s in images if s is not None and len(s) == 4]
-            self._slice_rows = max(8, _SLICE_BYTES // max(sizes)) if sizes else 0
+        output = self._server.serve(cast(args, dtype), cast(kwargs, dtype))
+        return cast(output, given)
 
     def _read_versions(self) -> int:
         return sum(map(_version, self._tracked))
@@ -369,13 +189,13 @@ class AcceleratedModel(nn.Module):
             for batch in batches:
                 args = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
                 if self.config.dtype is not None:
-                    args = _cast(args, self.config.dtype)
-                rows = _batch_size(_leaves(args, {}))
+                    args = cast(args, self.config.dtype)
+                rows = batch_size(leaves_of(args, {}))
                 if not rows:
                     continue
                 record = self._controller.dense_record()
                 try:
-                    self._run(controller.dense_plan, record, *args)
+                    self._server.run(controller.dense_plan, record, *args)
                 except Exception as error:
                     raise ValueError(
                         f"calibrate: expected batches that the model accepts, got {describe(args)}, "
@@ -488,7 +308,7 @@ class AcceleratedModel(nn.Module):
 
     def explain(self) -> str:
         """What was lowered how, and why the rest was not, layer by layer."""
-        return explaining.explain(self._program, self._controller.plan, row_wise=self._row_wise)
+        return explaining.explain(self._program, self._controller.plan, row_wise=self._server.row_wise)
 
     def materialize(self, compensate: bool = True) -> nn.Module:
         """A plain ``nn.Module`` of the compacted size, for the choice of active units now.
@@ -503,29 +323,3 @@ class AcceleratedModel(nn.Module):
         """The original dense model; its weights were never touched."""
         original: nn.Module = self.__dict__["_original"]
         return original
-
-
-def _close(got: Any, expected: Any, tolerance: float) -> bool:
-    """Whether two structures of tensors agree, relative to the largest value of each."""
-    left, right = pytree.tree_leaves(got), pytree.tree_leaves(expected)
-    if len(left) != len(right):
-        return False
-    for a, b in zip(left, right, strict=True):
-        if not isinstance(b, Tensor):
-            continue
-        if not isinstance(a, Tensor) or a.shape != b.shape:
-            return False
-        if not b.is_floating_point():
-            continue
-        scale = float(b.abs().nan_to_num(0, 0, 0).max()) if b.numel() else 0.0
-        if not torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance * scale, equal_nan=True):
-            return False
-    return True
-
-
-def _changed(dense: Any, pruned: Any) -> int:
-    """Rows whose answer differs, by the first floating output."""
-    for a, b in zip(pytree.tree_leaves(dense), pytree.tree_leaves(pruned), strict=True):
-        if isinstance(a, Tensor) and a.is_floating_point() and a.dim() > 0:
-            return changed_answers(a, b)
-    return 0

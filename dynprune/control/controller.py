@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dynprune.config import Config
 from dynprune.control import policy
+from dynprune.control.answers import Compared
 from dynprune.control.criteria import CRITERIA, GroupView
 from dynprune.control.drift import DriftDetector
 from dynprune.control.guard import Guard
@@ -32,6 +33,10 @@ from dynprune.plan.substitute import Substitute
 # Once the drift detector knows its band it looks at one batch in so many: usage sums cost a few
 # percent of a convolution, and an alarm two batches earlier is not worth them on all the others.
 _LIVE_INTERVAL = 4
+# A guard needs to know more than the policy: it takes so many times the canary rows.
+_GUARD_RATE = 4
+# Another plan is another model to the guard and the drift detector if it differs in more of its units.
+_SAME_PLAN = 0.03
 # A model of fewer weights keeps its dense plan packed beside a pruned one, for faster canaries.
 _SMALL_MODEL = 1_000_000
 
@@ -44,7 +49,10 @@ class Seen:
         rows: of the batch.
         live: record of the rows that ran on the plan ``serial``, and how many.
         dense: record of the rows that ran dense with means at read points, and how many.
-        changed: rows among ``compared`` whose answer pruning changed (guard only).
+        canary: whether the dense rows were chosen at random out of a batch on a pruned plan.
+        margins: of every row's pruned answer (guard only).
+        compared: rows that ran both ways (guard only).
+        repeated: record of rows that ran dense because their pruned answer was not clear (guard only).
     """
 
     rows: int
@@ -52,8 +60,9 @@ class Seen:
     live: tuple[Record, int] | None = None
     dense: tuple[Record, int] | None = None
     canary: bool = False
-    changed: int = 0
-    compared: int = 0
+    margins: Tensor | None = None
+    compared: Compared | None = None
+    repeated: Record | None = None
 
 
 class Statistics:
@@ -127,6 +136,7 @@ class Controller:
         self.guard = None if config.max_divergence is None else Guard(config.max_divergence)
         self._window: tuple[int, int] = (-1, 0)
         self._fresh_rows = 0  # dense rows since the last decision
+        self._owed = False  # the guard asks for a decision
         self._last_seen = self.statistics  # before they were last emptied
         self._keep_packed_dense = self._weights() < _SMALL_MODEL
         self.load_weights()
@@ -189,11 +199,21 @@ class Controller:
 
     # What forwards ask ----------------------------------------------------------------------------
 
+    @property
+    def verifying(self) -> bool:
+        """Whether the guard knows too little about the present plan to give any of its answers."""
+        if self.guard is None:
+            return False
+        return self.guard.verifying or not (self.drift.warm or self.config.drift_threshold == math.inf)
+
     def is_canary(self, ticket: int) -> bool:
         """Whether the batch with this ticket carries canary rows: one, at random, in each interval."""
-        window, position = divmod(ticket, self.config.canary_interval)
+        interval = self.config.canary_interval
+        if self.guard is not None:
+            interval = -(-interval // _GUARD_RATE)
+        window, position = divmod(ticket, interval)
         if self._window[0] != window:
-            chosen = random.Random(hash((self.config.seed, window))).randrange(self.config.canary_interval)
+            chosen = random.Random(hash((self.config.seed, window))).randrange(interval)
             self._window = (window, chosen)
         return self._window == (window, position)
 
@@ -239,30 +259,41 @@ class Controller:
         if seen.dense is not None:
             counts["operations"] += seen.dense[0].operations
             # Rows that run twice, for the guard, would have run once in a dense model.
-            if not seen.compared:
+            if seen.compared is None:
                 counts["dense_operations"] += seen.dense[0].dense_operations
+        if seen.repeated is not None:
+            counts["operations"] += seen.repeated.operations
         if seen.canary and seen.dense is not None:
             counts["canary_rows"] += seen.dense[1]
         if self.frozen:
             return
         self.batch += 1
         # Most batches are only counted, without the microseconds that these contexts take.
-        if seen.dense is not None or (seen.live is not None and seen.live[0].usage):
+        if (
+            seen.dense is not None
+            or seen.margins is not None
+            or (seen.live is not None and seen.live[0].usage)
+        ):
             with torch.inference_mode(False), torch.no_grad():
                 self._learn(seen)
 
     def _learn(self, seen: Seen) -> None:
         """Take in what a forward measured; may publish a plan."""
-        if seen.compared and self.guard is not None and self.guard.add(seen.changed, seen.compared):
-            self.reactivate_all()
-            return
+        current = seen.serial == self.plan.serial
+        if seen.margins is not None and self.guard is not None and current:
+            verdict = self.guard.add(seen.margins, seen.compared)
+            if verdict.trouble:
+                self.reactivate_all()
+                return
+            self._owed = self._owed or verdict.decide
         if seen.dense is not None:
             self.statistics.add(*seen.dense)
             self._fresh_rows += seen.dense[1]
             enough = self.statistics.rows >= self.config.evidence
-            if enough and self._fresh_rows >= self.config.canary_rows:
-                self._fresh_rows = 0
-                self._decide(settle=self.observing)
+            if self.observing or not self.verifying:
+                if enough and (self._owed or self._fresh_rows >= self.config.canary_rows):
+                    settle, self._fresh_rows, self._owed = self.observing or self._owed, 0, False
+                    self._decide(settle)
         if seen.live is not None and not self.observing and seen.serial == self.plan.serial:
             if self.drift.add(seen.live[0].usage, seen.live[1]):
                 self.reactivate_all()
@@ -375,7 +406,7 @@ class Controller:
         plan = dataclasses.replace(plan, serial=self.plan.serial + 1)
         before = self.plan, self._packed_dense
         self.plan, self._packed_dense = plan, dense
-        self.drift.reset()
+        self._follow_plan(before[0])
         try:
             for callback in list(self.callbacks):
                 callback({name: mask.clone() for name, mask in plan.active.items()})
@@ -384,6 +415,18 @@ class Controller:
             self.plan = dataclasses.replace(before[0], serial=plan.serial + 1)
             self._packed_dense = before[1]
             raise
+
+    def _follow_plan(self, before: Plan) -> None:
+        """What was learned about the plan ``before`` holds for one that is nearly the same."""
+        was, now = before.active, self.plan.active
+        units = sum(int(mask.sum()) for mask in was.values())
+        changed = sum(int((was[name] != now[name]).sum()) for name in now)
+        if changed <= _SAME_PLAN * units:
+            self.drift.carry(was, now)
+            return
+        self.drift.reset()
+        if self.guard is not None:
+            self.guard.restart()
 
     def force(self, name: str, mask: Tensor | None) -> None:
         """Force a group's set, or (None) give it back to the policy; publishes."""

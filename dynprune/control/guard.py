@@ -1,21 +1,45 @@
-"""A limit on how often pruning changes the answer, from rows that run both dense and pruned."""
+"""A limit on how often pruning changes the answer.
+
+Rows whose pruned answer is not clear enough are answered by all units. How clear is enough is learned from
+rows that run both ways: each says by how much all units would move a pruned answer's margin, which tells far
+more than the few rows whose answer changes.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
+import torch
 from torch import Tensor
 
-_LEAST_ROWS = 32  # before the estimate is acted upon
-_WINDOW = 2048  # rows after which a comparison counts half
+from dynprune.control.answers import Compared
+
+LEAST_ROWS = 1024  # compared before any pruned answer is given
+_KEPT_ROWS = 2048  # compared, the latest
+_KEPT_MARGINS = 4096  # of pruned answers, the latest
+_CAUTION = 0.55  # share of the limit that is aimed at
+_MANY_DEFERRED = 0.12  # share of rows: less pruning costs less
+_FEW_DEFERRED = 0.03  # more pruning pays
+_WINDOW = 2048  # rows after which a comparison counts half in the estimate
+_TROUBLE = 3.0  # standard errors above the limit
 _Z = 1.96  # 95% interval
 
 
-class Guard:
-    """Scales the thresholds so that the measured disagreement stays within ``limit``.
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a guard asks for: everything back at once, or another choice of active units."""
 
-    When the estimate is above the limit the scale is halved and the comparison starts anew; when the
-    upper end of its 95% interval (Wilson) is within the limit, the scale grows again by a quarter.
+    trouble: bool = False
+    decide: bool = False
+
+
+class Guard:
+    """Keeps the share of rows whose answer pruning changes within ``limit``.
+
+    ``threshold`` is the least margin of a pruned answer that is given; the rows below are answered by all
+    units. It is infinite until enough rows were compared under the present plan. Where many rows fall below
+    it, ``scale``, which multiplies the pruning thresholds, goes down; where few do, it goes up, to 1 at most.
 
     This bounds how often answers change, not how often they become wrong.
 
@@ -26,30 +50,94 @@ class Guard:
     def __init__(self, limit: float) -> None:
         self.limit = limit
         self.scale = 1.0
-        self._changed = 0.0
-        self._rows = 0.0
+        self.deferred = 1.0  # share of the latest rows that are below the threshold
+        self._estimate = [0.0, 0.0]  # rows changed, rows compared
+        self.restart()
 
-    def add(self, changed: int, rows: int) -> bool:
-        """Add ``rows`` comparisons; True: the limit is broken, and everything should come back."""
+    def restart(self) -> None:
+        """Another plan serves: what was compared says nothing about it."""
+        self.threshold = math.inf
+        self._margins = torch.empty(0, dtype=torch.float64)
+        nothing = torch.empty(0, dtype=torch.float64)
+        self._compared = Compared(nothing, nothing, nothing.bool())
+        self._since = 0  # rows compared since the scale was last changed
+
+    @property
+    def verifying(self) -> bool:
+        """Whether too little is known of the present plan to give any of its answers."""
+        return len(self._compared.margin) < LEAST_ROWS
+
+    def defers(self, margins: Tensor) -> Tensor:
+        """Which rows all units have to answer, from their pruned answers' margins: bool ``[rows]``."""
+        return margins < self.threshold
+
+    def add(self, margins: Tensor, compared: Compared | None) -> Verdict:
+        """Take in one batch: the margins of its pruned answers, and the rows that ran both ways.
+
+        The compared rows must have been chosen regardless of their answers.
+        """
+        self._margins = torch.cat([self._margins, margins.double()])[-_KEPT_MARGINS:]
+        if compared is None or len(compared.margin) == 0:
+            return Verdict()
+        given = compared.changed & ~self.defers(compared.margin)
+        rows = len(given)
         keep = 0.5 ** (rows / _WINDOW)
-        self._changed = self._changed * keep + changed
-        self._rows = self._rows * keep + rows
-        if self._rows < _LEAST_ROWS:
-            return False
-        if self._changed > self.limit * self._rows:
+        changed = self._estimate[0] * keep + float(given.sum())
+        self._estimate = [changed, self._estimate[1] * keep + rows]
+        # Several rows of one batch, or more over time than chance explains.
+        expected = self.limit * rows
+        broken = int(given.sum()) > max(1.0, expected + _TROUBLE * math.sqrt(expected))
+        if broken or self.interval()[0] > self.limit:
             self.scale /= 2
-            self._changed = self._rows = 0.0
-            return True
-        if self.interval()[1] <= self.limit:
-            self.scale = min(1.0, self.scale * 1.25)
-        return False
+            self._estimate = [0.0, 0.0]
+            self.restart()
+            return Verdict(trouble=True)
+        pairs = zip(dataclasses.astuple(self._compared), dataclasses.astuple(compared), strict=True)
+        self._compared = Compared(*(torch.cat(pair)[-_KEPT_ROWS:] for pair in pairs))
+        self._since += rows
+        return Verdict() if self.verifying else self._adjust()
+
+    def _adjust(self) -> Verdict:
+        self.threshold = self._least_margin()
+        self.deferred = float(self.defers(self._margins).double().mean())
+        if self._since < LEAST_ROWS:
+            return Verdict()
+        self._since = 0
+        if self.deferred > _MANY_DEFERRED:
+            self.scale *= 0.7
+        elif self.deferred < _FEW_DEFERRED and self.scale < 1:
+            self.scale = min(1.0, self.scale * 1.2)
+        else:
+            return Verdict()
+        return Verdict(decide=True)
+
+    def _least_margin(self) -> float:
+        """The least margin at which so few of the answers given change as is aimed at, by two estimates.
+
+        One takes margins and losses as independent: an answer of margin m changes as often as a loss is
+        above m among the rows compared. It uses all of them, but where small margins lose more than large
+        ones it says too little. The other counts the rows compared that did change.
+        """
+        aim = _CAUTION * self.limit
+        losses = self._compared.loss.sort().values
+        margins = self._margins.sort(descending=True).values
+        above = len(losses) - torch.searchsorted(losses, margins, right=True)
+        changing = (above + 1) / (len(losses) + 1)  # as if one more had the largest loss
+        within = int((changing.cumsum(0) / len(margins) <= aim).sum())
+        if within == 0:
+            return math.inf
+        smoothed = 0.0 if within == len(margins) else float(margins[within - 1])
+        changed = self._compared.margin[self._compared.changed].sort(descending=True).values
+        allowed = int(aim * len(losses))
+        counted = 0.0 if len(changed) <= allowed else math.nextafter(float(changed[allowed]), math.inf)
+        return max(smoothed, counted)
 
     def interval(self) -> tuple[float, float]:
-        """The 95% interval of the share of changed answers."""
-        n = self._rows
+        """The 95% interval (Wilson) of the share of changed answers among those given."""
+        changed, n = self._estimate
         if n == 0:
             return 0.0, 1.0
-        p, z2 = self._changed / n, _Z * _Z
+        p, z2 = changed / n, _Z * _Z
         centre = (p + z2 / (2 * n)) / (1 + z2 / n)
         half = _Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
         return max(0.0, centre - half), min(1.0, centre + half)
@@ -57,20 +145,12 @@ class Guard:
     def summary(self) -> dict[str, float]:
         """The running estimate as plain data."""
         low, high = self.interval()
-        estimate = self._changed / self._rows if self._rows else 0.0
+        changed, rows = self._estimate
         return {
-            "estimate": estimate,
+            "estimate": changed / rows if rows else 0.0,
             "low": low,
             "high": high,
-            "rows": self._rows,
+            "rows": rows,
+            "deferred": self.deferred,
             "threshold_scale": self.scale,
         }
-
-
-def changed_answers(dense: Tensor, pruned: Tensor) -> int:
-    """Rows whose answer differs: the largest value along the last dimension, or the sign of one."""
-    if dense.dim() < 2 or dense.shape[-1] == 1:
-        differs = (dense > 0) != (pruned > 0)
-    else:
-        differs = dense.argmax(-1) != pruned.argmax(-1)
-    return int(differs.reshape(differs.shape[0], -1).any(1).sum())

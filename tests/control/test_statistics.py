@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 import dynprune
 from dynprune.control.criteria import GroupView, contribution, mean_abs
 from dynprune.control.drift import DriftDetector
-from dynprune.control.guard import Guard, changed_answers
+from dynprune.control.answers import Compared, compare, margins
+from dynprune.control.guard import LEAST_ROWS, Guard
 from dynprune.control.usage import RunningMean, RunningUsage, UsageStats
 from dynprune.ops.reference import usage_sums
 
@@ -190,36 +192,114 @@ WILSON = {  # from the closed form; the first two stand in Newcombe (1998), tabl
 }
 
 
+def compared(rows: int, changed: int, *, margin: float = 1.0) -> Compared:
+    """Rows of one margin, of which some lose more than that."""
+    loss = torch.where(torch.arange(rows) < changed, 2 * margin, 0.0).double()
+    full = torch.full((rows,), margin, dtype=torch.float64)
+    return Compared(full, loss, loss > full)
+
+
+def trusting(limit: float) -> Guard:
+    """A guard that has seen enough to give every answer."""
+    guard = Guard(limit)
+    for _ in range(8):
+        guard.add(torch.ones(LEAST_ROWS), compared(LEAST_ROWS, 0))
+    assert guard.threshold <= 1.0
+    return guard
+
+
 @pytest.mark.parametrize("case", WILSON, ids=str)
 def test_the_interval_is_wilsons(case: tuple[int, int]) -> None:
     guard = Guard(0.99)
-    guard.add(*case)
+    guard.threshold = 0.0
+    guard.add(torch.ones(case[1]), compared(case[1], case[0]))
     assert guard.interval() == pytest.approx(WILSON[case], abs=6e-5)
 
 
-def test_the_guard_halves_and_recovers() -> None:
-    guard = Guard(0.1)
-    assert guard.interval() == (0.0, 1.0)
-    assert not guard.add(31, 31), "too few rows"
-    assert guard.add(2, 2)
-    assert guard.scale == 0.5 and guard.interval() == (0.0, 1.0)
-    assert not guard.add(0, 32)
-    assert guard.scale == 0.5, "the interval still reaches above the limit"
-    assert not guard.add(0, 32)
-    assert guard.scale == 0.625
-    for _ in range(10):
-        assert not guard.add(0, 64)
-    assert guard.scale == 1.0
-    assert guard.summary()["estimate"] == 0
+def test_no_answer_is_given_before_enough_was_compared() -> None:
+    guard = Guard(0.01)
+    assert guard.verifying and guard.defers(torch.tensor([1e9])).all() and guard.interval() == (0.0, 1.0)
+    guard.add(torch.ones(LEAST_ROWS - 1), compared(LEAST_ROWS - 1, 5))
+    assert guard.verifying and guard.summary()["estimate"] == 0, "those rows were answered by all units"
+    guard.add(torch.ones(1), compared(1, 0))
+    assert not guard.verifying
 
 
-def test_changed_answers() -> None:
-    dense = torch.tensor([[1.0, 2.0, 0.0], [3.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    assert changed_answers(dense, dense * 2 - 5) == 0
-    assert changed_answers(dense, dense[[1, 1, 2]]) == 1
-    assert changed_answers(torch.tensor([1.0, -1.0, 2.0]), torch.tensor([0.5, 1.0, -2.0])) == 2
-    assert changed_answers(torch.tensor([[1.0], [-1.0]]), torch.tensor([[-1.0], [-1.0]])) == 1
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("limit", [0.01, 0.05])
+@pytest.mark.parametrize("hard", [False, True])
+def test_answers_below_the_threshold_are_those_that_change(seed: int, limit: float, hard: bool) -> None:
+    """Margins of any size; losses of one size, or large where margins are small."""
+    g = torch.Generator().manual_seed(seed)
+
+    def rows(n: int) -> Compared:
+        margin = torch.rand(n, generator=g, dtype=torch.float64) * 4
+        loss = torch.randn(n, generator=g, dtype=torch.float64) * 0.3
+        loss = torch.where(margin < 1, loss * 3, loss) if hard else loss
+        return Compared(margin, loss, loss > margin)
+
+    guard, given = Guard(limit), []
+    for batch in range(200):
+        some = rows(64)
+        deferred = guard.defers(some.margin)
+        if batch >= 30:
+            given.append((some.changed & ~deferred, deferred))
+        sample = torch.randperm(64, generator=g)[: 64 if guard.verifying else 8]
+        chosen = Compared(some.margin[sample], some.loss[sample], some.changed[sample])
+        guard.add(some.margin, chosen)
+    changed = torch.cat([row for row, _ in given]).double().mean()
+    deferred = torch.cat([row for _, row in given]).double().mean()
+    assert changed <= 1.3 * limit
+    assert deferred < 0.4, "most answers are given all the same"
+
+
+def test_a_broken_limit_brings_everything_back() -> None:
+    guard = trusting(0.05)
+    verdict = guard.add(torch.ones(16), compared(16, 9))
+    assert verdict.trouble and guard.verifying and guard.scale == 0.5 and guard.interval() == (0.0, 1.0)
+    slowly = trusting(0.05)
+    verdicts = [slowly.add(torch.ones(8), compared(8, 1)) for _ in range(400)]
+    assert any(verdict.trouble for verdict in verdicts) or slowly.threshold > 1, "one in eight is too many"
+
+
+def test_the_thresholds_follow_the_share_that_all_units_answer() -> None:
+    guard = Guard(0.01)
+    unclear = Compared(
+        *(
+            torch.cat(pair)
+            for pair in zip(
+                dataclasses.astuple(compared(128, 64, margin=0.1)),
+                dataclasses.astuple(compared(128, 0)),
+                strict=True,
+            )
+        )
+    )
+    verdicts = [guard.add(unclear.margin, unclear) for _ in range(3)]
+    assert guard.deferred > 0.3 and guard.scale < 1 and verdicts[-1].decide
+    low = guard.scale
+    guard.restart()
+    for _ in range(60):
+        guard.add(torch.ones(128), compared(128, 0))
+    assert low < guard.scale <= 1 and guard.deferred == 0
+
+
+def test_margins_and_what_all_units_take_of_them() -> None:
+    pruned = torch.tensor([[1.0, 2.0, 0.5], [3.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    dense = torch.tensor([[1.5, 1.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    assert margins(pruned).tolist() == [1.0, 2.0, 1.0]
+    result = compare(dense, pruned)
+    assert result.margin.tolist() == [1.0, 2.0, 1.0]
+    assert result.loss.tolist() == [1.5, 1.0, 0.0]
+    assert result.changed.tolist() == [True, False, False]
+    signs = compare(torch.tensor([1.0, -1.0, 2.0]), torch.tensor([0.5, 1.0, -2.0]))
+    assert signs.changed.tolist() == [False, True, True] and signs.loss.tolist() == [-0.5, 2.0, 4.0]
+    assert margins(torch.tensor([[1.0], [-3.0]])).tolist() == [1.0, 3.0]
     tokens = torch.randn(4, 6, 3)
     other = tokens.clone()
     other[1, 2:4] *= -1
-    assert changed_answers(tokens, other) == 1, "a row counts once"
+    several = compare(tokens, other)
+    assert several.changed.tolist() == [False, True, False, False], "a row counts once"
+    assert several.margin.equal(margins(other)) and margins(other).shape == (4,)
+    assert (several.loss > several.margin).equal(several.changed)
+    bad = torch.tensor([[float("nan"), 1.0], [2.0, 1.0]])
+    assert margins(bad)[0] == 0 and compare(bad, bad).loss[0] == float("inf")

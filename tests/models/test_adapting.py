@@ -549,7 +549,7 @@ def test_large_models_hold_no_packed_dense_plan_beside_a_pruned_one(name: str) -
         assert not hasattr(entry, "weight") or entry.weight.data_ptr() in parameters, site.name
     # Both see the same, and give the same.
     records = [fast._controller.dense_record() for _ in range(2)]
-    outputs = [fast._run(plan, r, x) for plan, r in zip((packed, shared), records, strict=True)]
+    outputs = [fast._server.run(plan, r, x) for plan, r in zip((packed, shared), records, strict=True)]
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
     for group_name in records[0].usage:
         torch.testing.assert_close(*(r.usage[group_name] for r in records), rtol=1e-4, atol=1e-3)

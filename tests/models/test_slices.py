@@ -27,9 +27,9 @@ def test_slices_add_up_to_the_whole() -> None:
     batch = torch.randn(67, 1, 28, 28)
     sliced, whole = (dynprune.accelerate(model, batch[:2], dynprune.Config(evidence=1000)) for _ in range(2))
     calls = []
-    run = sliced._run
-    sliced.__dict__["_run"] = lambda plan, record, x: calls.append(len(x)) or run(plan, record, x)
-    whole._slice_rows = 0
+    run = sliced._server.run
+    sliced._server.run = lambda plan, record, x: calls.append(len(x)) or run(plan, record, x)
+    whole._server.slice_rows = 0
     assert torch.allclose(sliced(batch), whole(batch), rtol=1e-5, atol=1e-6)
     assert len(calls) > 1
     assert sum(calls) == 67
@@ -48,4 +48,4 @@ def test_slices_add_up_to_the_whole() -> None:
 
 def test_models_without_images_run_whole() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
-    assert dynprune.accelerate(model, torch.randn(2, 4))._slice_rows == 0
+    assert dynprune.accelerate(model, torch.randn(2, 4))._server.slice_rows == 0
