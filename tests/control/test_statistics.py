@@ -264,17 +264,10 @@ def test_a_broken_limit_brings_everything_back() -> None:
 
 def test_the_thresholds_follow_the_share_that_all_units_answer() -> None:
     guard = Guard(0.01)
-    unclear = Compared(
-        *(
-            torch.cat(pair)
-            for pair in zip(
-                dataclasses.astuple(compared(128, 64, margin=0.1)),
-                dataclasses.astuple(compared(128, 0)),
-                strict=True,
-            )
-        )
-    )
-    verdicts = [guard.add(unclear.margin, unclear) for _ in range(3)]
+    unclear, clear = compared(512, 256, margin=0.1), compared(512, 0)
+    both = zip(dataclasses.astuple(unclear), dataclasses.astuple(clear), strict=True)
+    mixed = Compared(*(torch.cat(pair) for pair in both))
+    verdicts = [guard.add(mixed.margin, mixed) for _ in range(3)]
     assert guard.deferred > 0.3 and guard.scale < 1 and verdicts[-1].decide
     low = guard.scale
     guard.restart()
