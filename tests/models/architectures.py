@@ -448,6 +448,39 @@ def transformer() -> Architecture:
     )
 
 
+class Encoded(nn.Module):
+    """PyTorch's own encoder and decoder layers, with masks; attention stays dense."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(12, 2, 30, activation="gelu", batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.decoder = nn.TransformerDecoderLayer(12, 3, 25, batch_first=True, norm_first=True)
+        self.out = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        memory = self.encoder(x, src_key_padding_mask=padding)
+        mask = nn.Transformer.generate_square_subsequent_mask(6)
+        return self.out(self.decoder(x.flip(1), memory, mask, memory_key_padding_mask=padding).mean(1))
+
+
+def encoder() -> Architecture:
+    layers = ["encoder.layers.0", "encoder.layers.1", "decoder"]
+    names = [f"{layer}.{part}" for layer in layers for part in ("linear1", "linear2")]
+    # Behind linear2 the layers have a dropout, then the sum that reads it.
+    dropouts = [f"{layer}.dropout{3 if layer == 'decoder' else 2}" for layer in layers]
+    others = [
+        Reader(dropout, f"{layer}.linear2", dim=2) for layer, dropout in zip(layers, dropouts, strict=True)
+    ]
+    return Architecture(
+        Encoded(),
+        (torch.randn(2, 6, 12), torch.arange(6) >= torch.tensor([[6], [4]])),
+        {name: [name] for name in names},
+        {f"{layer}.linear2": f"{layer}.linear1" for layer in layers},
+        others=others,
+    )
+
+
 class Tagger(nn.Module):
     """A stacked bidirectional LSTM with two linear heads."""
 
@@ -585,6 +618,7 @@ ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
     "two inputs": two_inputs,
     "three outputs, one from the middle": two_outputs,
     "transformer": transformer,
+    "PyTorch's encoder and decoder": encoder,
     "stacked LSTM with two heads": tagger,
     "padded average pooling": padded_pooling,
     "pooled shortcuts": pooled_shortcut,

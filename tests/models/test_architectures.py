@@ -216,6 +216,38 @@ class Both(nn.Module):
         return self.a(x) + self.b(x)
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("masks", ["none", "causal", "padding", "padding in between"])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:enable_nested_tensor is True")
+def test_encoders_as_pytorch_runs_them(batch_first: bool, norm_first: bool, masks: str) -> None:
+    """On its own fast path, which leaves padding out where it is at the end."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 40, batch_first=batch_first, norm_first=norm_first)
+    model = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(16)).eval()
+    x = torch.randn(3, 6, 16) if batch_first else torch.randn(6, 3, 16)
+    padding = torch.arange(6) >= torch.tensor([[6], [3], [2]])
+    given: dict[str, tuple[Tensor | None, ...]] = {
+        "none": (), "causal": (nn.Transformer.generate_square_subsequent_mask(6),),
+        "padding": (None, padding), "padding in between": (None, padding.roll(1, 1)),
+    }  # fmt: skip
+    fast = dynprune.accelerate(model, (x, *given[masks]))
+    assert list(fast.groups) == ["layers.0.linear1", "layers.1.linear1"]
+    with torch.no_grad():
+        expected = model(x, *given[masks])
+    torch.testing.assert_close(fast(x, *given[masks]), expected, rtol=1e-5, atol=1e-5)
+    assert type(model) is nn.TransformerEncoder and type(model.layers[0]) is nn.TransformerEncoderLayer
+
+
+def test_an_encoder_with_a_hook_stays_dense() -> None:
+    model = nn.TransformerEncoderLayer(16, 2, 40, batch_first=True).eval()
+    model.register_forward_hook(lambda module, args, output: output * 2)
+    x = torch.randn(3, 6, 16)
+    fast = dynprune.accelerate(nn.Sequential(model), x)
+    torch.testing.assert_close(fast(x), model(x))
+    assert fast.groups == {} and "dense: it has forward hooks" in fast.explain()
+
+
 EXPLANATIONS = {
     "residual sums of identities": [
         "0.0  kernel (Conv2d + batch norm + relu); 18 units may be pruned, together with those of 2.b.0, ",
@@ -228,6 +260,10 @@ EXPLANATIONS = {
     ],
     "a gate over pixels": ["because its one unit meets all those of the other operand"],
     "three outputs, one from the middle": ["kernel; never pruned: its units reach an output of the model"],
+    "PyTorch's encoder and decoder": [
+        "encoder.layers.0.self_attn  dense: MultiheadAttention has no kernel",
+        "decoder.linear1  kernel (Linear + relu); 25 units may be pruned",
+    ],
     "stacked LSTM with two heads": ["lstm.l0  kernel (LSTM, both directions); 11 + 11 units may be pruned"],
 }
 
