@@ -43,12 +43,30 @@ def read(
     values = x.numel() // max(1, x.shape[dim])
     record.add_read(index, sums, values if positions is None else positions)
     if index in record.usage_reads:
-        usage = reference.usage_sums(x, dim)
-        usage[-1] -= 0 if positions is None else values - positions
-        record.add_read_usage(index, usage)
+        record.add_read_usage(index, _usage(x, dim, sums, values if positions is None else positions))
     if record.want_products:
         flat = x.movedim(dim, -1).reshape(-1, x.shape[dim])
         record.add_products(index, (flat.T @ flat).double())
+
+
+def _usage(x: Tensor, dim: int, sums: Tensor, positions: int) -> Tensor:
+    """Usage ``[4, units]`` of a tensor whose ``sums`` are known; a unit that is not finite is left out.
+
+    As ``reference.usage_sums``, in passes of float32: squares are summed about the mean, which keeps the
+    variance of a unit whose mean is far larger.
+    """
+    others = [d for d in range(x.dim()) if d != dim]
+    if not others or x.numel() == 0:
+        return reference.usage_sums(x, dim)
+    values = x.numel() // x.shape[dim]
+    mean = (sums / values).to(x.dtype)
+    view = [1] * x.dim()
+    view[dim] = len(mean)
+    about = (x - mean.view(view)).square().sum(others).double()
+    mean = mean.double()
+    square = about + 2 * mean * sums - values * mean.square()
+    usage = torch.stack([x.abs().sum(others).double(), sums, square, torch.full_like(sums, positions)])
+    return torch.where(usage.isfinite().all(0), usage, 0.0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
