@@ -11,8 +11,10 @@ def explain(program: Program, plan: Plan, *, row_wise: bool) -> str:
     width = max((len(note.name) for note in program.notes), default=0)
     lines = [f"{note.name:<{width}}  {note.what}" for note in program.notes]
     for name, mask in plan.active.items():
-        reads = ", ".join(program.reads[i].name for i in program.groups[name].reads)
-        lines.append(f"group {name}: {int(mask.sum())} of {len(mask)} units active, read at {reads}")
+        group = program.groups[name]
+        reads = ", ".join(program.reads[i].name for i in group.reads)
+        layers = f" of {', '.join(group.layers)}" if len(group.layers) > 1 else ""
+        lines.append(f"group {name}: {int(mask.sum())} of {len(mask)} units active{layers}, read at {reads}")
     lines.append(
         "canaries: a few rows of a batch"
         if row_wise

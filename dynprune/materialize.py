@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from dynprune.compact import CompactLSTM, ExpandUnits, PickChannels, with_ones_channel
 from dynprune.lowering import tables
 from dynprune.lowering.convolution import conv_padding, is_depthwise
+from dynprune.lowering.emit import full_size, unflatten_units
 from dynprune.lowering.ir import ExpandSite, LayerSite, LSTMSite, NormSite, Program
 from dynprune.ops.reference import wide
 from dynprune.plan.build import norm_entry
@@ -33,7 +34,10 @@ class _Materializer:
         for node in self.program.traced.graph.nodes:
             self.values[node] = self._node(node)
         self.graph.lint()
-        return fx.GraphModule(self.root, self.graph, "CompactModel").eval().requires_grad_(False)
+        compact = fx.GraphModule(self.root, self.graph, "CompactModel")
+        compact.graph.eliminate_dead_code()
+        compact.recompile()
+        return compact.eval().requires_grad_(False)
 
     def _kept(self, *groups: str) -> Tensor:
         """Units the plain module has of each group ``[n]``: the active ones; PyTorch wants one at least."""
@@ -80,6 +84,10 @@ class _Materializer:
             return self._copy(node, {})
         if node in program.layouts and tables.is_flatten(node, self.modules):
             return self.graph.call_function(torch.flatten, (self.values[tables.source_of(node)], 1))
+        if node in program.layouts and tables.is_unflatten(node):
+            return unflatten_units(self.graph, self.values[tables.source_of(node)], node)
+        if tables.is_size(node) and tables.source_of(node) in program.layouts:
+            return full_size(self.graph, program.layouts, self.values, node)
         return self._copy(node, expanded)
 
     def _copy(self, node: fx.Node, expanded: dict[fx.Node, fx.Node]) -> fx.Node:

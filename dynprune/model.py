@@ -62,7 +62,7 @@ def accelerate(model: nn.Module, example_inputs: Any, config: Config | None = No
         dense = share_copy(model)
     else:
         dense, args = copy.deepcopy(model).eval().to(config.dtype), cast(args, config.dtype)
-    traced = trace(dense)
+    traced = trace(dense, args)
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
         annotate_shapes(traced, args)
         if split_lstms(traced):

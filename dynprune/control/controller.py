@@ -70,22 +70,50 @@ class Statistics:
 
     def __init__(self, program: Program, window: int) -> None:
         self.program = program
-        self.usage = {n: RunningUsage(g.units, window) for n, g in program.groups.items()}
+        # A group of several layers has no one activation: its usage is that of its read points.
+        alone = {n: g for n, g in program.groups.items() if g.usage_site is not None}
+        self.usage = {n: RunningUsage(g.units, window) for n, g in alone.items()}
         units = [sum(program.groups[g].units for g in read.layout.groups) for read in program.reads]
         self.means = [RunningMean(n, window) for n in units]
+        self.read_usage = {index: RunningUsage(units[index], window) for index in program.usage_reads}
         self.products = [RunningProducts(n, window) for n in units]
         self.rows = 0
 
     def add(self, record: Record, rows: int) -> None:
         """Add the record of ``rows`` rows of a dense run."""
         for name, usage in record.usage.items():
-            self.usage[name].add(usage, rows)
+            if name in self.usage:
+                self.usage[name].add(usage, rows)
+        for index, usage in record.read_usage.items():
+            self.read_usage[index].add(usage, rows)
         for index, (sums, positions) in record.reads.items():
             self.means[index].add(sums, positions, rows)
         for index, products in record.products.items():
             sums, positions = record.reads[index]
             self.products[index].add(sums, products, positions, rows)
         self.rows += rows
+
+    def stats(self, name: str) -> UsageStats:
+        """The usage of a group."""
+        if name in self.usage:
+            return self.usage[name].stats()
+        return UsageStats.from_sums(torch.stack(self._parts(name)).sum(0))
+
+    def reader_vars(self, name: str) -> list[Tensor]:
+        """As ``GroupView.reader_vars``."""
+        if name in self.usage:
+            return []
+        return [UsageStats.from_sums(part).var for part in self._parts(name)]
+
+    def _parts(self, name: str) -> list[Tensor]:
+        """Usage sums ``[4, units]`` of a group of several layers, at each place where it is read."""
+        result = []
+        for index in self.program.groups[name].reads:
+            groups = self.program.reads[index].layout.groups
+            sizes = [self.program.groups[g].units for g in groups]
+            split = torch.split(self.read_usage[index].sums, sizes, 1)
+            result += [part for group, part in zip(groups, split, strict=True) if group == name]
+        return result
 
     def substitutes(self, compensation: str, active: Mapping[str, Tensor]) -> dict[str, Substitute]:
         """Read point -> what is to stand in for the units of its group that are not ``active``."""
@@ -129,6 +157,7 @@ class Controller:
         self.counts = dict.fromkeys(
             ("batches", "rows", "canary_rows", "flips", "operations", "dense_operations"), 0
         )
+        self.usage_reads = program.usage_reads
         self.statistics = Statistics(program, config.window)
         self.states = self._all_active()
         self.filled = {name: state.active for name, state in self.states.items()}
@@ -194,7 +223,8 @@ class Controller:
             if square is None:
                 square = torch.ones(sum(sizes), dtype=torch.float64)
             per_unit = square.view(sum(sizes), -1).sum(1)
-            norms.append(torch.split(per_unit, sizes)[groups.index(name)])
+            parts = zip(groups, torch.split(per_unit, sizes), strict=True)
+            norms += [part for group, part in parts if group == name]
         return norms
 
     # What forwards ask ----------------------------------------------------------------------------
@@ -230,7 +260,7 @@ class Controller:
 
     def dense_record(self) -> Record:
         """An empty record for rows that run by all units."""
-        return Record(usage=True, reads=True, products=self.builder.products)
+        return Record(usage=True, reads=True, usage_reads=self.usage_reads, products=self.builder.products)
 
     def live_record(self, *, usage: bool) -> Record:
         """An empty record for rows that run on the published plan."""
@@ -304,7 +334,10 @@ class Controller:
         function = CRITERIA[criterion] if isinstance(criterion, str) else criterion
         result = {}
         for name, group in self.program.groups.items():
-            view = GroupView(name, self.statistics.usage[name].stats(), self.reader_norms[name])
+            statistics = self.statistics
+            view = GroupView(
+                name, statistics.stats(name), self.reader_norms[name], statistics.reader_vars(name)
+            )
             score = function(view)
             if not isinstance(score, Tensor) or score.shape != (group.units,):
                 got = list(score.shape) if isinstance(score, Tensor) else type(score).__name__
@@ -455,7 +488,7 @@ class Controller:
     def usage(self) -> dict[str, UsageStats]:
         """Group -> usage statistics."""
         with self.lock:
-            return {name: running.stats() for name, running in self.statistics.usage.items()}
+            return {name: self.statistics.stats(name) for name in self.program.groups}
 
     def summary(self) -> dict[str, Any]:
         """Plain data for ``stats()``."""

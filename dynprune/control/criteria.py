@@ -17,14 +17,19 @@ class GroupView:
 
     Attributes:
         name: of the group.
-        usage: its statistics.
+        usage: its statistics. A group of several layers (a residual sum) has no one activation: its
+            usage is what its read points see, all of them together.
         reader_norms: for each read point ``||W[:, j]||^2`` of the layer that reads, over all its dense
-            rows and taps ``[units]``; ones where the reader is not a layer.
+            rows and taps ``[units]``; ones where the reader is not a layer. One that reads the group
+            twice, in a concatenation, counts as two.
+        reader_vars: for each of them the variance of what is read ``[units]``, in a group of several
+            layers; empty otherwise, where the variance is that of the usage.
     """
 
     name: str
     usage: UsageStats
     reader_norms: list[Tensor]
+    reader_vars: list[Tensor] = dataclasses.field(default_factory=list)
 
 
 def mean_abs(view: GroupView) -> Tensor:
@@ -40,8 +45,9 @@ def contribution(view: GroupView) -> Tensor:
     no unit contributes. After Mean Replacement Pruning (arXiv 2212.12651) and FLAP's WIFV.
     """
     result = torch.full_like(view.usage.var, float("nan"))
-    for norms in view.reader_norms:
-        share = view.usage.var * norms
+    variances = view.reader_vars or [view.usage.var] * len(view.reader_norms)
+    for var, norms in zip(variances, view.reader_norms, strict=True):
+        share = var * norms
         mean = share.mean()
         if mean > 0:
             result = torch.fmax(result, share / mean)

@@ -14,6 +14,9 @@ from dynprune.ops.reference import USAGE_ROWS
 class UsageStats:
     """Statistics of each unit's activation after its activation function; each ``[units]``, float64.
 
+    Of a group of several layers, such as a residual sum, they are those of the values that its read
+    points see: behind the sums and what follows them.
+
     They come from rows whose every layer was dense. ``count`` is the number of activations behind
     them (rows times pixels), older ones counting less; a unit never seen has zeros.
     """
@@ -22,6 +25,15 @@ class UsageStats:
     mean: Tensor
     var: Tensor
     count: Tensor
+
+    @classmethod
+    def from_sums(cls, sums: Tensor) -> UsageStats:
+        """From usage sums ``[4, units]``: of |a|, a, a^2, and the count."""
+        magnitude, total, square, count = sums
+        n = count.clamp(min=1e-300)
+        mean = total / n
+        var = (square / n - mean.square()).clamp(min=0.0)
+        return cls(magnitude / n, mean, var, count.clone())
 
 
 class RunningUsage:
@@ -45,11 +57,7 @@ class RunningUsage:
 
     def stats(self) -> UsageStats:
         """The statistics of what was added."""
-        magnitude, total, square, count = self.sums
-        n = count.clamp(min=1e-300)
-        mean = total / n
-        var = (square / n - mean.square()).clamp(min=0.0)
-        return UsageStats(magnitude / n, mean, var, count.clone())
+        return UsageStats.from_sums(self.sums)
 
 
 class RunningMean:

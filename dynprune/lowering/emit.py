@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from dynprune.lowering import tables
+from dynprune.lowering import shapes, tables
 from dynprune.lowering.analyse import Analysis
-from dynprune.lowering.ir import LayerSite, LSTMSite, Program
+from dynprune.lowering.ir import Layout, Program, UsageSite
 from dynprune.ops import reference
 
 
@@ -19,21 +20,19 @@ def run_entry(plan: Any, index: int, record: Any, x: Tensor, *more: Tensor) -> A
     return plan.entries[index](x, record, *more)
 
 
-class PoolUnits(nn.Module):
-    """A pooling op on a compact image or sequence, also of no channel at all, which PyTorch refuses."""
+class ByChannel(nn.Module):
+    """A pooling or resizing op on a compact image, also of no channel at all, which PyTorch refuses."""
 
-    def __init__(self, pool: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Any) -> None:
+    def __init__(self, op: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.pool = pool
-        self.args = args
-        self.kwargs = dict(kwargs)
+        self.op = op
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[batch, active, ...]`` to the pooled size."""
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """``[batch, active, ...]`` to the size that the op gives."""
         if x.shape[1] == 0:
             one = x.new_zeros((x.shape[0], 1, *x.shape[2:]))
-            return self.pool(one, *self.args, **self.kwargs)[:, :0]
-        return self.pool(x, *self.args, **self.kwargs)
+            return self.op(one, *args, **kwargs)[:, :0]
+        return self.op(x, *args, **kwargs)
 
 
 class MaxPoolUnits(nn.Module):
@@ -71,27 +70,27 @@ def emit(analysis: Analysis) -> Program:
         return graph.call_function(run_entry, (plan, index, record, x, *more))
 
     for node in traced.graph.nodes:
+        index = analysis.site_of.get(node)
+        expanded = analysis.expanded.get(node, {})
+        inputs = {**values, **{source: entry(i, values[source]) for source, i in expanded.items()}}
         if node in analysis.fused:
             values[node] = values[analysis.fused[node]]
-        elif node in analysis.site_of:
-            index, source = analysis.site_of[node], tables.source_of(node)
-            site = analysis.sites[index]
-            x = values[source]
-            if isinstance(site, (LayerSite, LSTMSite)) and source in analysis.expanded.get(node, {}):
-                x = entry(analysis.expanded[node][source], x)
-            # An LSTM's lengths, where it has some.
-            values[node] = entry(index, x, *(values[n] for n in node.all_input_nodes[1:]))
+        elif index is not None and not isinstance(analysis.sites[index], UsageSite):
+            # Behind the source an LSTM's lengths, where it has some.
+            values[node] = entry(index, *(inputs[n] for n in node.all_input_nodes))
         elif node in analysis.layouts:
-            values[node] = _keep(graph, holder, modules, values, node)
+            kept = _keep(graph, holder, modules, inputs, node)
+            values[node] = kept if index is None else entry(index, kept)
+        elif tables.is_size(node) and tables.source_of(node) in analysis.layouts:
+            values[node] = full_size(graph, analysis.layouts, values, node)
         else:
-            full = {
-                source: entry(index, values[source])
-                for source, index in analysis.expanded.get(node, {}).items()
-            }
-            values[node] = graph.node_copy(node, {**values, **full}.__getitem__)
+            values[node] = graph.node_copy(node, inputs.__getitem__)
     graph.lint()
+    program = fx.GraphModule(holder, graph, "DynpruneProgram")
+    program.graph.eliminate_dead_code()  # sizes that were asked for a flatten
+    program.recompile()
     return Program(
-        module=fx.GraphModule(holder, graph, "DynpruneProgram"),
+        module=program,
         traced=traced,
         sites=analysis.sites,
         groups=analysis.groups,
@@ -117,6 +116,26 @@ class _Holder(nn.Module):
             self.register_buffer(name, buffer)
 
 
+def full_size(
+    graph: fx.Graph, layouts: Mapping[fx.Node, Layout], values: Mapping[fx.Node, fx.Node], node: fx.Node
+) -> fx.Node:
+    """A query of sizes (:func:`tables.is_size`) on a compact tensor, answered for the full-width one."""
+    source = tables.source_of(node)
+    which = node.args[1:] if node.op == "call_method" else ()
+    which = (*which, *node.kwargs.values())
+    if which == (0,):  # the batch, which is never pruned
+        return graph.call_method("size", (values[source], 0))
+    dim = layouts[source].dim
+    size = source.meta["shape"][dim]
+    return graph.call_function(shapes.full_size, (values[source], dim, size, *which))
+
+
+def unflatten_units(graph: fx.Graph, x: fx.Node, node: fx.Node) -> fx.Node:
+    """``[batch, units]`` with the dimensions of size 1 that an unflatten (see tables) adds."""
+    added = len(node.meta["shape"]) - 2
+    return graph.call_function(operator.getitem, (x, (slice(None), slice(None), *[None] * added)))
+
+
 def _keep(
     graph: fx.Graph,
     holder: nn.Module,
@@ -127,14 +146,17 @@ def _keep(
     """An op that keeps units apart, on compact tensors."""
     if tables.is_flatten(node, modules):
         return graph.call_function(flatten_units, (values[tables.source_of(node)],))
-    if tables.is_pool(node, modules):
+    if tables.is_unflatten(node):
+        return unflatten_units(graph, values[tables.source_of(node)], node)
+    if tables.is_pool(node, modules) or tables.is_resize(node, modules):
         geometry = tables.max_pool_geometry(node, modules)
-        pool: Any = modules[str(node.target)] if node.op == "call_module" else node.target
         name = f"dynprune_{node.name}"  # apart from the model's own
-        holder.add_module(
-            name,
-            PoolUnits(pool, node.args[1:], node.kwargs) if geometry is None else MaxPoolUnits(geometry),
-        )
-        return graph.call_module(name, (values[tables.source_of(node)],))
-    copied: fx.Node = graph.node_copy(node, lambda n: values[n])
+        if geometry is not None:
+            holder.add_module(name, MaxPoolUnits(geometry))
+            return graph.call_module(name, (values[tables.source_of(node)],))
+        op: Any = modules[str(node.target)] if node.op == "call_module" else node.target
+        holder.add_module(name, ByChannel(op))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+        return graph.call_module(name, args, kwargs)
+    copied: fx.Node = graph.node_copy(node, values.__getitem__)
     return copied

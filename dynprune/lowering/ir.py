@@ -116,11 +116,10 @@ class NormSite:
 
 
 @dataclasses.dataclass
-class ActivationSite:
-    """An activation that could not be fused, and gives the usage of a group."""
+class UsageSite:
+    """Behind an activation that could not be fused: the usage of a group is taken from its values."""
 
     name: str
-    activation: Activation
     layout: Layout
 
 
@@ -132,7 +131,7 @@ class ExpandSite:
     read: int
 
 
-Site = LayerSite | LSTMSite | NormSite | ActivationSite | ExpandSite
+Site = LayerSite | LSTMSite | NormSite | UsageSite | ExpandSite
 
 
 @dataclasses.dataclass
@@ -141,9 +140,9 @@ class Group:
 
     name: str
     units: int
-    site: int  # the layer that computes them
-    usage_site: int  # the site that sees them after their activation
-    reads: list[int] = dataclasses.field(default_factory=list)
+    layers: list[str]  # that compute them; for an LSTM, a layer and direction
+    usage_site: int | None = None  # sees them after their activation; None: the read points do
+    reads: list[int] = dataclasses.field(default_factory=list)  # read points, once each
 
 
 @dataclasses.dataclass
@@ -168,3 +167,9 @@ class Program:
     fused: dict[torch.fx.Node, torch.fx.Node]  # node -> the layer it was fused into
     expanded: dict[torch.fx.Node, dict[torch.fx.Node, int]]  # reader -> value -> its ExpandSite
     notes: list[Note]
+
+    @property
+    def usage_reads(self) -> frozenset[int]:
+        """Read points from which groups of several layers, which have no one activation, take their usage."""
+        several = {name for name, group in self.groups.items() if group.usage_site is None}
+        return frozenset(i for i, read in enumerate(self.reads) if several & {*read.layout.groups})

@@ -1,4 +1,4 @@
-"""Ops that move, pick or reduce dimensions: where the units' dimension is behind them."""
+"""Ops that move, pick, reduce or broadcast dimensions: where the units' dimension is behind them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,19 @@ import operator
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+
+from dynprune.lowering.ir import Layout
+
+# Elementwise functions of two tensors; expand_as takes only the shape of the second.
+_BINARY_FUNCTIONS = {
+    operator.add, operator.iadd, torch.add, operator.sub, operator.isub, torch.sub,
+    operator.mul, operator.imul, torch.mul, torch.multiply,
+    operator.truediv, operator.itruediv, torch.div, torch.maximum, torch.minimum,
+}  # fmt: skip
+_BINARY_METHODS = {
+    "add", "add_", "sub", "sub_", "mul", "mul_", "multiply", "div", "div_", "maximum", "minimum", "expand_as",
+}  # fmt: skip
 
 # Reductions that work on every unit by itself; those with indices return a pair.
 _REDUCTIONS = {"mean": torch.mean, "sum": torch.sum, "amax": torch.amax, "amin": torch.amin}
@@ -118,3 +130,52 @@ def concatenated(node: fx.Node) -> tuple[list[fx.Node], int] | None:
         return None
     values = [part for part in parts if isinstance(part, fx.Node)]
     return (values, dim % len(shape)) if len(values) == len(parts) else None
+
+
+def operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """The two values that an elementwise function takes; None for other nodes."""
+    known = (node.op == "call_function" and node.target in _BINARY_FUNCTIONS) or (
+        node.op == "call_method" and node.target in _BINARY_METHODS
+    )
+    if not known or len(node.args) != 2 or "out" in node.kwargs:
+        return None
+    left, right = node.args
+    return (left, right) if isinstance(left, fx.Node) and isinstance(right, fx.Node) else None
+
+
+def aligned(a: Layout, left: fx.Node, b: Layout, right: fx.Node, node: fx.Node) -> Layout | None:
+    """The layout of an elementwise function of two compact tensors; None where their units do not meet.
+
+    Other dimensions may broadcast: a gate has one value for all pixels.
+    """
+    shape = node.meta.get("shape")
+    if shape is None or a.spatial != b.spatial:
+        return None
+    if a.spatial > 1:
+        return a if left.meta["shape"] == right.meta["shape"] == shape and a.dim == b.dim else None
+    dims = [layout.dim + len(shape) - len(value.meta["shape"]) for layout, value in ((a, left), (b, right))]
+    return Layout(a.groups, dims[0]) if dims[0] == dims[1] else None
+
+
+def spread(layout: Layout, compact: fx.Node, other: fx.Node, node: fx.Node) -> Layout | None:
+    """The layout of an elementwise function of a compact tensor and one that is the same for all its units.
+
+    None for other tensors.
+    """
+    shape, own, beside = node.meta.get("shape"), compact.meta["shape"], other.meta.get("shape")
+    if shape is None or own[layout.dim] == 1:
+        return None
+    dim: int = layout.dim + len(shape) - len(own)
+    if shape[dim] != own[layout.dim] or (layout.spatial > 1 and shape != own):
+        return None
+    if beside is not None:  # a number otherwise
+        at = dim - (len(shape) - len(beside))
+        if at >= 0 and beside[at] != 1:
+            return None
+    return Layout(layout.groups, dim, layout.spatial)
+
+
+def full_size(x: Tensor, dim: int, size: int, *which: int) -> Any:
+    """``x.size(*which)`` of the full-width tensor, which has ``size`` elements along ``dim``."""
+    sizes = torch.Size((*x.shape[:dim], size, *x.shape[dim + 1 :]))
+    return sizes[which[0]] if which else sizes

@@ -47,15 +47,17 @@ _ACTIVATION_FUNCTIONS: dict[Any, str] = {
 _ACTIVATION_METHODS = {"relu", "relu_", "tanh", "sigmoid"}
 
 # Elementwise and without parameters: each channel's output depends on that channel alone.
-_ELEMENTWISE_MODULES = (
+_UNFUSED_ACTIVATION_MODULES = (
     nn.ReLU6, nn.ELU, nn.SELU, nn.CELU, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Mish,
     nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink,
     nn.Threshold,
 )  # fmt: skip
-_ELEMENTWISE_FUNCTIONS = {
+_UNFUSED_ACTIVATION_FUNCTIONS = {
     F.relu6, F.elu, F.selu, F.celu, F.hardtanh, F.hardsigmoid, F.hardswish, F.mish, F.softplus,
-    F.softsign, F.logsigmoid, F.tanhshrink, torch.abs, torch.exp, torch.neg, torch.square,
-    torch.sqrt, torch.clamp, operator.neg,
+    F.softsign, F.logsigmoid, F.tanhshrink,
+}  # fmt: skip
+_ELEMENTWISE_FUNCTIONS = {
+    torch.abs, torch.exp, torch.neg, torch.square, torch.sqrt, torch.clamp, operator.neg,
 }  # fmt: skip
 _ELEMENTWISE_METHODS = {"abs", "exp", "neg", "square", "sqrt", "clamp", "contiguous"}
 _SCALAR_FUNCTIONS = {
@@ -63,8 +65,12 @@ _SCALAR_FUNCTIONS = {
     operator.sub,
     operator.mul,
     operator.truediv,
+    operator.pow,
     torch.add,
+    torch.sub,
     torch.mul,
+    torch.div,
+    torch.pow,
 }
 
 _POOL_MODULES = (
@@ -117,12 +123,19 @@ def source_of(node: fx.Node) -> fx.Node:
     return source
 
 
+def is_activation(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node is an activation function, fusable or not."""
+    if node.op == "call_module" and isinstance(modules[str(node.target)], _UNFUSED_ACTIVATION_MODULES):
+        return True
+    if node.op == "call_function" and node.target in _UNFUSED_ACTIVATION_FUNCTIONS:
+        return len(node.all_input_nodes) == 1
+    return find_activation(node, modules) is not None
+
+
 def is_elementwise(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a node with one tensor argument maps every element by the same function."""
-    if find_activation(node, modules) is not None:
+    if is_activation(node, modules):
         return True
-    if node.op == "call_module":
-        return isinstance(modules[str(node.target)], _ELEMENTWISE_MODULES)
     if node.op == "call_method":
         return node.target in _ELEMENTWISE_METHODS and len(node.all_input_nodes) == 1
     if node.op != "call_function" or len(node.all_input_nodes) != 1:
@@ -181,6 +194,13 @@ def max_pool_geometry(node: fx.Node, modules: dict[str, nn.Module]) -> MaxPool |
     return MaxPool(pairs[0], pairs[1], pairs[2], pairs[3], bool(values[4]))
 
 
+def is_resize(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node resizes every channel of an image or a sequence by itself."""
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], nn.Upsample)
+    return node.op == "call_function" and node.target in (F.interpolate, F.upsample)
+
+
 def is_flatten(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a node turns ``[batch, channels, ...]`` into ``[batch, everything]``, at any batch size."""
     before, after = node.meta.get("in_shape"), node.meta.get("shape")
@@ -195,29 +215,39 @@ def is_flatten(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         return True
     if node.op == "call_method" and node.target == "flatten":
         return True
+    return _is_reshape(node)
+
+
+def is_unflatten(node: fx.Node) -> bool:
+    """Whether a node turns ``[batch, channels]`` into ``[batch, channels, 1, ...]``, at any batch size."""
+    before, after = node.meta.get("in_shape"), node.meta.get("shape")
+    if before is None or after is None or len(before) != 2:
+        return False
+    return _is_reshape(node) and after == (*before, *[1] * (len(after) - 2))
+
+
+def _is_reshape(node: fx.Node) -> bool:
+    """Whether a node gives a tensor another shape, with any batch size in front."""
     reshape = (node.op == "call_method" and node.target in ("view", "reshape")) or (
         node.op == "call_function" and node.target is torch.reshape
     )
-    if not reshape:
+    if not reshape or len(node.args) < 2:
         return False
     sizes = node.args[1:] if not isinstance(node.args[1], (tuple, list)) else node.args[1]
     # A fixed batch size would be wrong for other batches: the model's own op has to say so.
-    return len(sizes) == 2 and (isinstance(sizes[0], fx.Node) or bool(sizes[0] == -1))
+    return len(sizes) >= 2 and (isinstance(sizes[0], fx.Node) or bool(sizes[0] == -1))
 
 
-def is_batch_size(node: fx.Node) -> bool:
-    """Whether a node reads only the size of dimension 0 of its tensor (``x.size(0)``, ``x.shape[0]``)."""
+def is_size(node: fx.Node) -> bool:
+    """Whether a node reads the sizes of a tensor, or one of them (``x.size(1)``, ``x.shape``)."""
     if node.op == "call_method" and node.target == "size":
-        return bool(node.args[1:] == (0,) or node.kwargs.get("dim") == 0) or _only_first(node)
-    if node.op == "call_function" and node.target is getattr and node.args[1:] == ("shape",):
-        return _only_first(node)
-    return False
+        return all(isinstance(n, int) for n in (*node.args[1:], *node.kwargs.values()))
+    return node.op == "call_function" and node.target is getattr and node.args[1:] == ("shape",)
 
 
-def _only_first(node: fx.Node) -> bool:
-    if len(node.args) > 1 and node.args[1] != "shape":
-        return False
-    return all(
-        user.op == "call_function" and user.target is operator.getitem and user.args[1] == 0
-        for user in node.users
-    )
+def takes_no_values(node: fx.Node) -> bool:
+    """Whether a node asks a tensor for its sizes, rank, dtype or device."""
+    if node.op == "call_method" and node.target == "dim":
+        return True
+    described = node.op == "call_function" and node.target is getattr
+    return is_size(node) or (described and node.args[1] in ("ndim", "dtype", "device"))

@@ -8,13 +8,14 @@ import itertools
 import linecache
 import operator
 import traceback
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from dynprune.lowering import tables
+from dynprune.lowering import tables, transformer
 
 _IDENTITIES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity)
 _IDENTITY_FUNCTIONS = (
@@ -27,19 +28,63 @@ _IDENTITY_FUNCTIONS = (
 )
 
 
+# Where no model's own lines stand, as file names begin.
+_INSIDE = (*(str(Path(file).parent) for file in (torch.__file__, __file__)), "<eval_with_key", "<frozen")
+
+
 class TraceError(ValueError):
     """The model's forward cannot be traced; the message names the line and the way out."""
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self) -> None:
-        super().__init__(autowrap_functions=(pack_padded_sequence, pad_packed_sequence))
-        # Those two are called through their module as well.
-        self._autowrap_search.append(nn.utils.rnn)
+    """A tracer for one model and the positional arguments of its example."""
+
+    def __init__(self, example: tuple[Any, ...]) -> None:
+        leaves = (pack_padded_sequence, pad_packed_sequence, transformer.zero_padding)
+        super().__init__(autowrap_functions=leaves)
+        # They are called through their modules as well.
+        self._autowrap_search += [nn.utils.rnn, transformer]
+        self.example = example
+        self.failed: str | None = None  # the innermost submodule whose forward raised
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         ours = type(m).__module__.startswith("dynprune.nn")
         return ours or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or f"{self.path_of_module(m)} ({type(m).__name__})"
+            raise
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        function, values = super().create_args_for_root(root_fn, is_module, concrete_args)
+        return function, [values[0], *(self._fixed(i, value) for i, value in enumerate(values[1:]))]
+
+    def _fixed(self, position: int, value: Any) -> Any:
+        """An argument that is None or a bool, by which forwards choose: as in the example, or its default."""
+        node = value.node
+        absent = node.args[0] if node.args else value
+        known = self.example[position] if position < len(self.example) else absent
+        if str(node.target).startswith("*") or not (known is None or isinstance(known, bool)):
+            return value
+        self.create_proxy("call_function", expect_same, (value, known, str(node.target)), {})
+        return known
+
+
+@fx.has_side_effect
+def expect_same(value: Any, known: bool | None, name: str) -> None:
+    """Refuse another value of an argument than the one a model was traced with.
+
+    Raises:
+        ValueError: ``value`` is not ``known``.
+    """
+    if value is not known:
+        got = value if isinstance(value, bool) else type(value).__name__
+        raise ValueError(f"forward: expected {name} to be {known}, as in example_inputs, got {got}")
 
 
 def share_copy(model: nn.Module) -> nn.Module:
@@ -52,25 +97,31 @@ def _where(error: BaseException) -> str:
     """The innermost line of the traceback that is neither torch's nor dynprune's."""
     frames = traceback.extract_tb(error.__traceback__)
     for frame in reversed(frames):
-        inside = any(part in frame.filename for part in ("/torch/", "/dynprune/lowering/", "<"))
-        if not inside:
+        if not frame.filename.startswith(_INSIDE):
             line = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
             return f"{frame.filename}:{frame.lineno}: {line}"
     return "a line that Python does not name"
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
+def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.GraphModule:
     """Trace an eval-mode model and drop what does nothing in eval mode.
+
+    Args:
+        model: to trace.
+        example: its positional arguments; those that are None or a bool are taken as constants.
 
     Raises:
         TraceError: the forward depends on values, or is otherwise out of torch.fx's reach.
     """
+    tracer = _Tracer(example)
     try:
-        graph = _Tracer().trace(model)
+        with transformer.traceable(model):
+            graph = tracer.trace(model)
     except Exception as error:
+        inside = f", in the submodule {tracer.failed}" if tracer.failed else ""
         raise TraceError(
             f"accelerate: expected a model that torch.fx can trace, got {type(error).__name__} "
-            f"({error}) at {_where(error)}. Accelerate a submodule without that line, or build the "
+            f"({error}) at {_where(error)}{inside}. Accelerate a submodule without that line, or build the "
             "model of dynprune.nn modules"
         ) from error
     for node in graph.nodes:

@@ -10,23 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from dynprune.lowering.ir import (
-    ActivationSite,
     ExpandSite,
     LayerSite,
     Layout,
     LSTMSite,
     NormSite,
     Program,
+    UsageSite,
 )
 from dynprune.plan.conv2d import conv2d_bias, conv2d_entry
 from dynprune.plan.entries import (
-    ActivationEntry,
     Conv2dEntry,
     Entry,
     ExpandEntry,
     LinearEntry,
     LSTMEntry,
     NormEntry,
+    UsageEntry,
 )
 from dynprune.plan.inputs import Inputs, rows_of
 from dynprune.plan.linear import linear_bias, linear_entry
@@ -140,11 +140,8 @@ class PlanBuilder:
             if old is not None:
                 assert isinstance(old, (LinearEntry, Conv2dEntry))
                 return dataclasses.replace(old, bias=_layer_bias(site, own, inputs))
-            group = site.group
-            if group is not None and self.program.groups[group].usage_site != index:
-                group = None
             kind, slope = site.activation
-            common |= {"activation": kind, "slope": slope, "group": group}
+            common |= {"activation": kind, "slope": slope, "group": self._usage_name(index, site)}
             if isinstance(site.module, nn.Conv2d):
                 return conv2d_entry(site, own, inputs, **common)
             return linear_entry(site, own, inputs, input_major=self.input_major, **common)
@@ -165,8 +162,17 @@ class PlanBuilder:
             return ExpandEntry(chosen, substitute.constants.clone(), mixing, layout, self._measured(read))
         if isinstance(site, NormSite):
             return norm_entry(site, chosen)
-        assert isinstance(site, ActivationSite)
-        return ActivationEntry(site.activation.kind, site.activation.slope, layout.name, layout)
+        assert isinstance(site, UsageSite)
+        return UsageEntry(layout.name, layout)
+
+    def _usage_name(self, index: int, site: LayerSite) -> str | None:
+        """Under which name a layer's epilogue sums its outputs; None: not at all."""
+        if site.group is None:
+            return None
+        usage_site = self.program.groups[site.group].usage_site
+        if usage_site is None:  # one of several layers: what it alone computes serves the drift detector
+            return site.name
+        return site.group if usage_site == index else None
 
 
 def _layer_bias(site: LayerSite, own: Tensor | None, inputs: Inputs) -> Tensor:

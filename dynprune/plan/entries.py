@@ -40,10 +40,33 @@ def read(
     others = [d for d in range(x.dim()) if d != dim]
     x = wide(x)  # sums of thousands of values in bfloat16 would have three digits
     sums = x.sum(others).double() if others else x.double()
-    record.add_read(index, sums, x.numel() // max(1, x.shape[dim]) if positions is None else positions)
+    values = x.numel() // max(1, x.shape[dim])
+    record.add_read(index, sums, values if positions is None else positions)
+    if index in record.usage_reads:
+        record.add_read_usage(index, _usage(x, dim, sums, values if positions is None else positions))
     if record.want_products:
         flat = x.movedim(dim, -1).reshape(-1, x.shape[dim])
         record.add_products(index, (flat.T @ flat).double())
+
+
+def _usage(x: Tensor, dim: int, sums: Tensor, positions: int) -> Tensor:
+    """Usage ``[4, units]`` of a tensor whose ``sums`` are known; a unit that is not finite is left out.
+
+    As ``reference.usage_sums``, in passes of float32: squares are summed about the mean, which keeps the
+    variance of a unit whose mean is far larger.
+    """
+    others = [d for d in range(x.dim()) if d != dim]
+    if not others or x.numel() == 0:
+        return reference.usage_sums(x, dim)
+    values = x.numel() // x.shape[dim]
+    mean = (sums / values).to(x.dtype)
+    view = [1] * x.dim()
+    view[dim] = len(mean)
+    about = (x - mean.view(view)).square().sum(others).double()
+    mean = mean.double()
+    square = about + 2 * mean * sums - values * mean.square()
+    usage = torch.stack([x.abs().sum(others).double(), sums, square, torch.full_like(sums, positions)])
+    return torch.where(usage.isfinite().all(0), usage, 0.0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -187,22 +210,17 @@ class NormEntry:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ActivationEntry:
-    """An activation that gives a group's usage."""
+class UsageEntry:
+    """Takes a group's usage from what passes through, behind an activation that could not be fused."""
 
-    activation: str
-    slope: float
     group: str
     layout: Layout
 
     def __call__(self, x: Tensor, record: Record | None) -> Tensor:
-        """Run on ``x``."""
-        y = reference.activate(x, self.activation, self.slope)
+        """Note the usage of ``x`` and return it."""
         if record is not None and record.want_usage:
-            buffer = record.usage_of(self.group, y.shape[self.layout.dim])
-            assert buffer is not None
-            buffer += reference.usage_sums(y, self.layout.dim)
-        return y
+            record.add_usage(self.group, reference.usage_sums(x, self.layout.dim))
+        return x
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -247,4 +265,4 @@ def expand(
     return x.flatten(1) if layout.spatial > 1 else x
 
 
-Entry = LinearEntry | Conv2dEntry | LSTMEntry | NormEntry | ActivationEntry | ExpandEntry
+Entry = LinearEntry | Conv2dEntry | LSTMEntry | NormEntry | UsageEntry | ExpandEntry

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import torch
 from torch import Tensor
 
@@ -14,23 +16,33 @@ class Record:
     Args:
         usage: whether to sum the usage of the units that are computed.
         reads: whether to sum the values at the read points as well (dense plans only).
+        usage_reads: read points of which the usage is wanted, not only the sums.
         products: whether to sum the products of any two units there too.
         input_threshold: up to which linear layers may leave out inputs of few rows.
     """
 
     __slots__ = (
-        "dense_operations", "input_threshold", "operations", "products", "reads", "usage",
-        "want_products", "want_reads", "want_usage",
+        "dense_operations", "input_threshold", "operations", "products", "read_usage", "reads", "usage",
+        "usage_reads", "want_products", "want_reads", "want_usage",
     )  # fmt: skip
 
     def __init__(
-        self, *, usage: bool, reads: bool = False, products: bool = False, input_threshold: float = 0.0
+        self,
+        *,
+        usage: bool,
+        reads: bool = False,
+        usage_reads: Container[int] = (),
+        products: bool = False,
+        input_threshold: float = 0.0,
     ) -> None:
         self.want_usage = usage
         self.want_reads = reads
+        self.usage_reads = usage_reads
         self.want_products = products
         self.input_threshold = input_threshold
-        self.usage: dict[str, Tensor] = {}  # group -> [4, active] float64
+        # [4, active] float64 by group, or by layer where a group has several
+        self.usage: dict[str, Tensor] = {}
+        self.read_usage: dict[int, Tensor] = {}  # read point -> [4, units] float64
         self.reads: dict[int, tuple[Tensor, int]] = {}  # read point -> (sum [units], positions)
         self.products: dict[int, Tensor] = {}  # read point -> sum of products [units, units]
         self.operations = 0
@@ -54,6 +66,10 @@ class Record:
             before, count = self.reads[index]
             sums, positions = sums + before, positions + count
         self.reads[index] = (sums, positions)
+
+    def add_read_usage(self, index: int, usage: Tensor) -> None:
+        """Add usage ``[4, units]`` of what a read point sees."""
+        self.read_usage[index] = self.read_usage[index] + usage if index in self.read_usage else usage
 
     def add_products(self, index: int, products: Tensor) -> None:
         """Add sums of products ``[units, units]`` (float64) at a read point."""

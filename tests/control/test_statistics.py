@@ -18,7 +18,10 @@ from dynprune.control.drift import DriftDetector
 from dynprune.control.answers import Compared, compare, margins
 from dynprune.control.guard import LEAST_ROWS, Guard
 from dynprune.control.usage import RunningMean, RunningUsage, UsageStats
+from dynprune.lowering.ir import Layout
 from dynprune.ops.reference import usage_sums
+from dynprune.plan.entries import read
+from dynprune.plan.record import Record
 
 SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -56,6 +59,29 @@ def test_running_mean_leaves_out_nan() -> None:
     mean.add(torch.tensor([4.0, math.nan, 8.0]).double(), 4, 10)
     mean.add(torch.tensor([1.0, 6.0, math.inf]).double(), 2, 10)
     assert mean.mean().tolist() == pytest.approx([(2 + 1) / (2 + 2), 3, 2])
+
+
+@pytest.mark.parametrize(("mean", "padding"), [(1000.0, 0), (0.5, 2)])
+def test_usage_of_what_a_read_point_sees(mean: float, padding: int) -> None:
+    """In float32, with a mean far above the deviation or with padding, and a unit that is not finite."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 9, 4) * 0.01 + torch.tensor([0.0, 1.0, mean, 2.0])
+    x[6 - padding :] = 0
+    x[0, 0, 3] = float("nan")
+    record = Record(usage=True, reads=True, usage_reads={3})
+    positions = 9 * (6 - padding)
+    for index in (2, 3):
+        read(record, index, x, Layout(("g",), 2), positions)
+    assert list(record.reads) == [2, 3] and list(record.read_usage) == [3]
+    usage = UsageStats.from_sums(record.read_usage[3])
+    inside = x[: 6 - padding].double().flatten(0, 1)
+    assert usage.count.tolist() == [positions, positions, positions, 0]
+    for got, expected in (
+        (usage.mean_abs, inside.abs().mean(0)),
+        (usage.mean, inside.mean(0)),
+        (usage.var, inside.var(0, correction=0)),
+    ):
+        torch.testing.assert_close(got[:3], expected[:3], rtol=1e-3, atol=1e-6)
 
 
 # Criteria -------------------------------------------------------------------------------------------

@@ -237,6 +237,9 @@ def test_accelerate(case: tuple[Callable[[], Any], Any, str]) -> None:
         dynprune.accelerate(case[0](), case[1])
 
 
+X4 = torch.linspace(-1, 1, 8).view(2, 4)
+
+
 def test_untraceable() -> None:
     with pytest.raises(dynprune.TraceError) as caught:
         dynprune.accelerate(Branching(), torch.zeros(2, 4))
@@ -246,6 +249,43 @@ def test_untraceable() -> None:
     assert f"{__file__}:{line}: if x.sum() > 0:  # the line" in message
     assert "Accelerate a submodule without that line" in message
     assert issubclass(dynprune.TraceError, ValueError)
+
+
+def test_untraceable_submodule() -> None:
+    with pytest.raises(dynprune.TraceError) as caught:
+        dynprune.accelerate(nn.Sequential(nn.Linear(4, 4), nn.ModuleDict({"gate": Branching()})["gate"]), X4)
+    message = str(caught.value)
+    assert "if x.sum() > 0:  # the line, in the submodule 1 (Branching). Accelerate a submodule" in message
+
+
+class Optional(nn.Module):
+    """Chooses by arguments that may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 9), nn.Linear(9, 2)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, double: bool = False) -> Tensor:
+        x = torch.relu(self.a(x))
+        if mask is not None:
+            x = x * mask
+        return self.b(x * 2 if double else x)
+
+
+def test_arguments_by_which_a_forward_chooses_are_those_of_the_example() -> None:
+    model, mask = Optional().eval(), torch.rand(2, 1)
+    plain, masked = dynprune.accelerate(model, X4), dynprune.accelerate(model, (X4, mask, True))
+    torch.testing.assert_close(plain(X4), model(X4))
+    torch.testing.assert_close(plain(X4, mask=None), model(X4))
+    torch.testing.assert_close(masked(X4, mask, True), model(X4, mask, True))
+    with pytest.raises(
+        ValueError, match="forward: expected mask to be None, as in example_inputs, got Tensor"
+    ):
+        plain(X4, mask)
+    with pytest.raises(
+        ValueError, match="forward: expected double to be True, as in example_inputs, got False"
+    ):
+        masked(X4, mask)
 
 
 def test_the_way_out_of_an_untraceable_model() -> None:
