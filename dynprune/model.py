@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from dynprune import explain as explaining
 from dynprune import materialize as materializing
 from dynprune.config import Config
-from dynprune.control.controller import Controller, Statistics
+from dynprune.control import state
+from dynprune.control.controller import Controller
+from dynprune.control.statistics import Statistics
 from dynprune.control.usage import UsageStats
 from dynprune.lowering.analyse import analyse
 from dynprune.lowering.emit import emit
@@ -69,7 +71,7 @@ def accelerate(model: nn.Module, example_inputs: Any, config: Config | None = No
             annotate_shapes(traced, args)
         expected = dense(*args)
         program = emit(analyse(traced))
-        accelerated = AcceleratedModel(model, program, config)
+        accelerated = AcceleratedModel(model, program, config, args)
         rounded = 1e-2 if accelerated._rounds else 0.0
         tolerance = 1e-2 if accelerated._rounds or config.dtype is not None else 1e-3
         accelerated._server.check(args, expected, tolerance=tolerance, row_tolerance=rounded)
@@ -83,7 +85,9 @@ class AcceleratedModel(nn.Module):
     any number of threads: each call takes the published plan once, at its start.
     """
 
-    def __init__(self, original: nn.Module, program: Program, config: Config) -> None:
+    def __init__(
+        self, original: nn.Module, program: Program, config: Config, example: tuple[Any, ...]
+    ) -> None:
         super().__init__()
         self.config = config
         self.training = False
@@ -91,6 +95,9 @@ class AcceleratedModel(nn.Module):
         self._controller = Controller(program, config)
         # Not a submodule: the accelerated model's own members are the eval-mode copy's.
         self.__dict__["_original"] = original
+        self._example = example
+        self._shared = False
+        self._loaded: dict[str, Any] | None = None  # a state to adopt once the weights are there as well
         self.dense = program.traced
         self._server = Server(program, self._controller, config)
         tensors = itertools.chain(program.traced.parameters(), program.traced.buffers())
@@ -142,14 +149,57 @@ class AcceleratedModel(nn.Module):
         return sum(map(_version, self._tracked))
 
     def _follow_weights(self) -> None:
-        """Pack the dense weights anew if they were changed in place."""
-        if self._read_versions() == self._versions:
+        """Pack the dense weights anew if they were changed in place, and adopt a state that was loaded."""
+        if self._read_versions() == self._versions and self._loaded is None:
             return
         with self._controller.lock:
             versions = self._read_versions()
             if versions != self._versions:
                 self._controller.reload_weights()
                 self._versions = versions
+            if self._loaded is not None:
+                loaded, self._loaded = self._loaded, None
+                state.load(self._controller, loaded)
+
+    # Keeping ------------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Active sets, usage, constants and counts: the part of ``state_dict()`` beside the dense weights."""
+        self._follow_weights()
+        return state.save(self._controller)
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Adopt them, at the next call: the weights of the same ``state_dict`` are loaded after this."""
+        self._loaded = state
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As of any module: dense weights, which the original model shares, then active sets and usage.
+
+        Raises:
+            ValueError: the active sets are those of another model.
+            RuntimeError: as torch does, where weights are missing or do not fit.
+        """
+        result = super().load_state_dict(*args, **kwargs)
+        self._follow_weights()
+        return result
+
+    def __reduce__(self) -> Any:
+        """For pickle and ``copy.deepcopy``: the original is accelerated anew, and adopts the state.
+
+        Callbacks of :meth:`on_update` stay behind.
+        """
+        saved = self.get_extra_state()
+        return _revive, (self.restore(), self._example, self.config, saved, self._shared)
+
+    def share_memory(self) -> AcceleratedModel:
+        """Move the dense weights to shared memory, and freeze for good.
+
+        Processes that share a model each have plans of their own; it would adapt differently in each.
+        """
+        super().share_memory()
+        self.freeze()
+        self._shared = True
+        return self
 
     def train(self, mode: bool = True) -> AcceleratedModel:
         """Only ``train(False)``: an accelerated model serves.
@@ -176,6 +226,7 @@ class AcceleratedModel(nn.Module):
         Raises:
             ValueError: there is no batch, or the model is frozen.
         """
+        self._expect_own("calibrate")
         controller = self._controller
         if controller.frozen:
             raise ValueError("calibrate: expected a model that is not frozen, got a frozen one")
@@ -201,7 +252,7 @@ class AcceleratedModel(nn.Module):
                         f"calibrate: expected batches that the model accepts, got {describe(args)}, "
                         f"which ends in {type(error).__name__}: {error}"
                     ) from error
-                statistics.add(record, rows)
+                statistics = statistics.with_record(record, rows)
         if statistics.rows == 0:
             raise ValueError("calibrate: expected at least one batch with rows, got none")
         controller.calibrated(statistics)
@@ -211,8 +262,17 @@ class AcceleratedModel(nn.Module):
         self._controller.frozen = True
 
     def unfreeze(self) -> None:
-        """Adapt again."""
+        """Adapt again.
+
+        Raises:
+            ValueError: the model is in shared memory.
+        """
+        self._expect_own("unfreeze")
         self._controller.frozen = False
+
+    def _expect_own(self, op: str) -> None:
+        if self._shared:
+            raise ValueError(f"{op}: expected a model of this process alone, got one in shared memory")
 
     @property
     def groups(self) -> dict[str, Group]:
@@ -247,7 +307,8 @@ class AcceleratedModel(nn.Module):
     def stats(self) -> dict[str, Any]:
         """Counts since the model was accelerated, as plain data.
 
-        ``batches``, ``rows``, ``canary_rows``, ``flips``, ``active_fraction``, ``operations``
+        ``batches``, ``rows``, ``canary_rows``, ``bad_batches`` (of those that gave statistics, how many held
+        NaN or infinity, which are left out), ``flips``, ``active_fraction``, ``operations``
         (multiply-adds executed by lowered layers, canaries and fill included) and
         ``dense_operations`` (what dense layers would have taken), ``observing`` (whether everything
         is active because evidence is being gathered), and ``divergence`` where a guard is set.
@@ -264,6 +325,7 @@ class AcceleratedModel(nn.Module):
         Raises:
             ValueError: the group is unknown, or the mask is not as above.
         """
+        self._expect_own("set_active")
         group = self._group("set_active", name)
         got = (
             f"{mask.dtype} {list(mask.shape)} on {mask.device}"
@@ -287,6 +349,7 @@ class AcceleratedModel(nn.Module):
         Raises:
             ValueError: the group is unknown.
         """
+        self._expect_own("release")
         self._group("release", name)
         self._controller.force(name, None)
 
@@ -323,3 +386,13 @@ class AcceleratedModel(nn.Module):
         """The original dense model; its weights were never touched."""
         original: nn.Module = self.__dict__["_original"]
         return original
+
+
+def _revive(
+    original: nn.Module, example: tuple[Any, ...], config: Config, saved: dict[str, Any], shared: bool
+) -> AcceleratedModel:
+    revived = accelerate(original, example, config)
+    revived.set_extra_state(saved)
+    revived._follow_weights()
+    revived._shared = shared
+    return revived

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
+import logging
 import math
 import random
 import threading
@@ -20,8 +21,8 @@ from dynprune.control.answers import Compared
 from dynprune.control.criteria import CRITERIA, GroupView
 from dynprune.control.drift import DriftDetector
 from dynprune.control.guard import Guard
-from dynprune.control.prediction import RunningProducts, predict_pruned
-from dynprune.control.usage import RunningMean, RunningUsage, UsageStats
+from dynprune.control.statistics import Statistics
+from dynprune.control.usage import UsageStats
 from dynprune.lowering.ir import LayerSite, LSTMSite, Program
 from dynprune.ops.reference import UNIT_ALIGN
 from dynprune.plan.build import PlanBuilder, squared_columns
@@ -30,6 +31,7 @@ from dynprune.plan.record import Record
 from dynprune.plan.shared import share_weights
 from dynprune.plan.substitute import Substitute
 
+_log = logging.getLogger("dynprune")
 # Once the drift detector knows its band it looks at one batch in so many: usage sums cost a few
 # percent of a convolution, and an alarm two batches earlier is not worth them on all the others.
 _LIVE_INTERVAL = 4
@@ -37,6 +39,8 @@ _LIVE_INTERVAL = 4
 _GUARD_RATE = 4
 # Another plan is another model to the guard and the drift detector if it differs in more of its units.
 _SAME_PLAN = 0.03
+# Means are refreshed when they have moved by so much of their size, taken together.
+_MOVED = 0.1
 # A model of fewer weights keeps its dense plan packed beside a pruned one, for faster canaries.
 _SMALL_MODEL = 1_000_000
 
@@ -65,74 +69,6 @@ class Seen:
     repeated: Record | None = None
 
 
-class Statistics:
-    """Usage of every group and means at every read point, from rows with dense upstream layers."""
-
-    def __init__(self, program: Program, window: int) -> None:
-        self.program = program
-        # A group of several layers has no one activation: its usage is that of its read points.
-        alone = {n: g for n, g in program.groups.items() if g.usage_site is not None}
-        self.usage = {n: RunningUsage(g.units, window) for n, g in alone.items()}
-        units = [sum(program.groups[g].units for g in read.layout.groups) for read in program.reads]
-        self.means = [RunningMean(n, window) for n in units]
-        self.read_usage = {index: RunningUsage(units[index], window) for index in program.usage_reads}
-        self.products = [RunningProducts(n, window) for n in units]
-        self.rows = 0
-
-    def add(self, record: Record, rows: int) -> None:
-        """Add the record of ``rows`` rows of a dense run."""
-        for name, usage in record.usage.items():
-            if name in self.usage:
-                self.usage[name].add(usage, rows)
-        for index, usage in record.read_usage.items():
-            self.read_usage[index].add(usage, rows)
-        for index, (sums, positions) in record.reads.items():
-            self.means[index].add(sums, positions, rows)
-        for index, products in record.products.items():
-            sums, positions = record.reads[index]
-            self.products[index].add(sums, products, positions, rows)
-        self.rows += rows
-
-    def stats(self, name: str) -> UsageStats:
-        """The usage of a group."""
-        if name in self.usage:
-            return self.usage[name].stats()
-        return UsageStats.from_sums(torch.stack(self._parts(name)).sum(0))
-
-    def reader_vars(self, name: str) -> list[Tensor]:
-        """As ``GroupView.reader_vars``."""
-        if name in self.usage:
-            return []
-        return [UsageStats.from_sums(part).var for part in self._parts(name)]
-
-    def _parts(self, name: str) -> list[Tensor]:
-        """Usage sums ``[4, units]`` of a group of several layers, at each place where it is read."""
-        result = []
-        for index in self.program.groups[name].reads:
-            groups = self.program.reads[index].layout.groups
-            sizes = [self.program.groups[g].units for g in groups]
-            split = torch.split(self.read_usage[index].sums, sizes, 1)
-            result += [part for group, part in zip(groups, split, strict=True) if group == name]
-        return result
-
-    def substitutes(self, compensation: str, active: Mapping[str, Tensor]) -> dict[str, Substitute]:
-        """Read point -> what is to stand in for the units of its group that are not ``active``."""
-        result = {}
-        for index, read in enumerate(self.program.reads):
-            mask = read.layout.join(active)
-            if compensation == "none":
-                value = Substitute(torch.zeros(len(mask)))
-            elif compensation == "lstsq":
-                value = predict_pruned(self.products[index], mask)
-            elif read.same_as_usage:
-                means = {name: self.usage[name].stats().mean.float() for name in read.layout.groups}
-                value = Substitute(read.layout.join(means))
-            else:
-                value = Substitute(self.means[index].mean().float())
-            result[read.name] = value
-        return result
-
-
 class Controller:
     """State behind an accelerated model.
 
@@ -155,7 +91,7 @@ class Controller:
         self.batch = 0
         self.forced: dict[str, Tensor] = {}
         self.counts = dict.fromkeys(
-            ("batches", "rows", "canary_rows", "flips", "operations", "dense_operations"), 0
+            ("batches", "rows", "canary_rows", "bad_batches", "flips", "operations", "dense_operations"), 0
         )
         self.usage_reads = program.usage_reads
         self.statistics = Statistics(program, config.window)
@@ -317,7 +253,8 @@ class Controller:
                 return
             self._owed = self._owed or verdict.decide
         if seen.dense is not None:
-            self.statistics.add(*seen.dense)
+            self._report_bad(seen.dense[0])
+            self.statistics = self.statistics.with_record(*seen.dense)
             self._fresh_rows += seen.dense[1]
             enough = self.statistics.rows >= self.config.evidence
             if self.observing or not self.verifying:
@@ -327,6 +264,19 @@ class Controller:
         if seen.live is not None and not self.observing and seen.serial == self.plan.serial:
             if self.drift.add(seen.live[0].usage, seen.live[1]):
                 self.reactivate_all()
+
+    def _report_bad(self, record: Record) -> None:
+        """Count a batch with activations that are NaN or infinite; the first one is logged."""
+        if not record.bad:
+            return
+        self.counts["bad_batches"] += 1
+        if self.counts["bad_batches"] == 1:
+            groups = [n for n, usage in record.usage.items() if bool((usage[3] < record.expected[n]).any())]
+            _log.warning(
+                "activations of %s hold NaN or infinity; they are left out of the statistics "
+                "(stats()['bad_batches'] counts such batches)",
+                ", ".join(groups),
+            )
 
     def scores(self) -> dict[str, Tensor]:
         """Group -> score ``[units]`` under the criterion."""
@@ -363,6 +313,24 @@ class Controller:
         states = policy.decide(free, self.states, self._rules(settle), self.batch)
         self.observing = False
         self._move(states, scores)
+        if self._means_moved():
+            self.publish()
+
+    def _means_moved(self) -> bool:
+        """Whether the means that stand in for pruned units are no longer those of the plan.
+
+        Predictions are made anew with each flip only: they change the weights, not just biases.
+        """
+        if self.config.compensation != "mean" or self.plan.dense:
+            return False
+        fresh = self.substitutes(self.plan.active)
+        moved = total = 0.0
+        for read in self.program.reads:
+            pruned = ~read.layout.join(self.plan.active)
+            now, then = fresh[read.name].constants[pruned], self.plan.substitutes[read.name].constants[pruned]
+            moved += float((now - then).square().sum())
+            total += float(now.square().sum())
+        return moved > _MOVED * _MOVED * total
 
     def _move(self, states: dict[str, policy.GroupState], scores: Mapping[str, Tensor]) -> None:
         """Adopt new policy states, count their flips and publish what changed."""
@@ -422,13 +390,17 @@ class Controller:
         statistics = self.statistics if self.statistics.rows else self._last_seen
         return statistics.substitutes(self.config.compensation, active)
 
-    def publish(self, previous: Plan | None = None) -> None:
+    def publish(
+        self, substitutes: dict[str, Substitute] | None = None, *, previous: Plan | None = None
+    ) -> None:
         """Build the plan of the current choice and put it in place by one assignment.
 
-        Entries are shared with ``previous``, the published plan if None.
+        Entries are shared with ``previous``, the published plan if None; ``substitutes`` None: what the
+        statistics give.
         """
         active = self.active()
-        substitutes = self.substitutes(active)
+        if substitutes is None:
+            substitutes = self.substitutes(active)
         dense: Plan | None
         if all(bool(mask.all()) for mask in active.values()):
             dense = self._packed_dense or self._build_dense(self.plan)
@@ -447,6 +419,7 @@ class Controller:
             # A failed call leaves the model as it was; the serial is used up.
             self.plan = dataclasses.replace(before[0], serial=plan.serial + 1)
             self._packed_dense = before[1]
+            self.drift.reset()
             raise
 
     def _follow_plan(self, before: Plan) -> None:

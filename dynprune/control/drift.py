@@ -88,6 +88,8 @@ class DriftDetector:
         if not usage or rows == 0:
             return False
         sums = torch.cat([usage[name] for name in sorted(usage)], dim=1)
+        if self._sums is not None and self._sums.shape != sums.shape:
+            self.reset()
         self._sums = sums if self._sums is None else self._sums + sums
         self._rows += rows
         if self._rows < _BLOCK_ROWS:
@@ -99,6 +101,9 @@ class DriftDetector:
     def _compare(self, mean: Tensor, spread: Tensor, rows: int) -> bool:
         self._blocks += 1
         band = self._band
+        if band is not None and len(band.mean) != len(mean):  # a publication was cut off
+            self.reset()
+            return False
         if band is None:
             self._band = _Band(mean, torch.zeros_like(mean))
             return False

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,6 +133,15 @@ class Guard:
         allowed = int(aim * len(losses))
         counted = 0.0 if len(changed) <= allowed else math.nextafter(float(changed[allowed]), math.inf)
         return max(smoothed, counted)
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as plain tensors and numbers."""
+        values = {name: value for name, value in vars(self).items() if name not in ("limit", "_compared")}
+        return {**values, "_compared": dataclasses.asdict(self._compared)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Adopt what :meth:`state` gave."""
+        vars(self).update({**state, "_compared": Compared(**state["_compared"])})
 
     def interval(self) -> tuple[float, float]:
         """The 95% interval (Wilson) of the share of changed answers among those given."""

@@ -101,6 +101,7 @@ class LinearEntry:
             if record.input_threshold > 0:
                 options["input_threshold"] = record.input_threshold
             rows = x.shape[:-1].numel()
+            record.expect(self.group, rows)
             record.operations += rows * self.macs
             record.dense_operations += rows * self.dense_operations
         return self.op(x, self.weight, self.bias, **options)
@@ -150,6 +151,7 @@ class Conv2dEntry:
         )
         if record is not None:
             pixels = y.shape[0] * y.shape[2] * y.shape[3]
+            record.expect(self.group, pixels)
             record.operations += pixels * self.macs
             record.dense_operations += pixels * self.dense_operations
         return y.squeeze(2) if self.sequence else y
@@ -187,6 +189,7 @@ class LSTMEntry:
             if usage is not None:
                 for group, part in zip(self.groups, torch.split(usage, sizes, 1), strict=True):
                     record.add_usage(group, part)
+                    record.expect(group, steps)
             record.operations += steps * self.macs
             record.dense_operations += steps * self.dense_operations
         return y, *torch.split(hidden, sizes, 1), *torch.split(cell, sizes, 1)
@@ -220,6 +223,7 @@ class UsageEntry:
         """Note the usage of ``x`` and return it."""
         if record is not None and record.want_usage:
             record.add_usage(self.group, reference.usage_sums(x, self.layout.dim))
+            record.expect(self.group, x.numel() // max(1, x.shape[self.layout.dim]))
         return x
 
 

@@ -22,8 +22,8 @@ class Record:
     """
 
     __slots__ = (
-        "dense_operations", "input_threshold", "operations", "products", "read_usage", "reads", "usage",
-        "usage_reads", "want_products", "want_reads", "want_usage",
+        "dense_operations", "expected", "input_threshold", "operations", "products", "read_usage", "reads",
+        "usage", "usage_reads", "want_products", "want_reads", "want_usage",
     )  # fmt: skip
 
     def __init__(
@@ -45,6 +45,7 @@ class Record:
         self.read_usage: dict[int, Tensor] = {}  # read point -> [4, units] float64
         self.reads: dict[int, tuple[Tensor, int]] = {}  # read point -> (sum [units], positions)
         self.products: dict[int, Tensor] = {}  # read point -> sum of products [units, units]
+        self.expected: dict[str, int] = {}  # group -> activations of each unit that its usage should count
         self.operations = 0
         self.dense_operations = 0
 
@@ -55,6 +56,17 @@ class Record:
         if group not in self.usage:
             self.usage[group] = torch.zeros(USAGE_ROWS, active, dtype=torch.float64)
         return self.usage[group]
+
+    def expect(self, group: str | None, positions: int) -> None:
+        """A layer of ``group`` computed so many activations of each unit."""
+        if group is not None and self.want_usage:
+            self.expected[group] = self.expected.get(group, 0) + positions
+
+    @property
+    def bad(self) -> bool:
+        """Whether NaN or infinity was left out of some usage."""
+        counts = ((usage[3], self.expected.get(group, 0)) for group, usage in self.usage.items())
+        return any(bool((count < expected).any()) for count, expected in counts)
 
     def add_usage(self, group: str, usage: Tensor) -> None:
         """Add usage ``[4, active]`` that a kernel summed on its own."""

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import dynprune
+from dynprune.control.answers import Compared, compare, margins
 from dynprune.control.criteria import GroupView, contribution, mean_abs
 from dynprune.control.drift import DriftDetector
-from dynprune.control.answers import Compared, compare, margins
 from dynprune.control.guard import LEAST_ROWS, Guard
 from dynprune.control.usage import RunningMean, RunningUsage, UsageStats
 from dynprune.lowering.ir import Layout

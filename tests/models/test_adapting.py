@@ -338,8 +338,8 @@ def test_stats_of_a_known_network_are_exact() -> None:
     dense, pruned = INPUTS * UNITS + UNITS * 3, INPUTS * 32 + 32 * 3
     stats = fast.stats()
     assert set(stats) == {
-        "batches", "rows", "canary_rows", "flips", "active_fraction", "operations", "dense_operations",
-        "observing",
+        "batches", "rows", "canary_rows", "bad_batches", "flips", "active_fraction", "operations",
+        "dense_operations", "observing",
     }  # fmt: skip
     assert stats["operations"] == stats["dense_operations"] == 128 * dense
     fast.freeze()
@@ -399,6 +399,7 @@ def test_bad_values_never_enter_the_statistics(bad: float, criterion: str) -> No
         clean(x)
     usage = clean.usage()["0"]
     assert all(value.isfinite().all() for value in vars(usage).values())
+    assert fast.stats()["bad_batches"] > 0 and clean.stats()["bad_batches"] == 2
     assert clean.constants()["0"].isfinite().all()
     assert is_active(clean, LOW)
 
