@@ -14,10 +14,11 @@ from dynprune.lowering.ir import Layout
 _BINARY_FUNCTIONS = {
     operator.add, operator.iadd, torch.add, operator.sub, operator.isub, torch.sub,
     operator.mul, operator.imul, torch.mul, torch.multiply,
-    operator.truediv, operator.itruediv, torch.div, torch.maximum, torch.minimum,
+    operator.truediv, operator.itruediv, torch.div, torch.maximum, torch.minimum, torch.max, torch.min,
 }  # fmt: skip
 _BINARY_METHODS = {
-    "add", "add_", "sub", "sub_", "mul", "mul_", "multiply", "div", "div_", "maximum", "minimum", "expand_as",
+    "add", "add_", "sub", "sub_", "mul", "mul_", "multiply", "div", "div_", "maximum", "minimum", "max",
+    "min", "expand_as",
 }  # fmt: skip
 
 # Reductions that work on every unit by itself; those with indices return a pair.

@@ -169,10 +169,11 @@ class PlanBuilder:
         """Under which name a layer's epilogue sums its outputs; None: not at all."""
         if site.group is None:
             return None
-        usage_site = self.program.groups[site.group].usage_site
-        if usage_site is None:  # one of several layers: what it alone computes serves the drift detector
-            return site.name
-        return site.group if usage_site == index else None
+        if self.program.groups[site.group].usage_site == index:
+            return site.group
+        # Its group's usage is taken further on, from dense rows; what comes out here serves the drift
+        # detector, on all rows.
+        return f"{site.name}:output"
 
 
 def _layer_bias(site: LayerSite, own: Tensor | None, inputs: Inputs) -> Tensor:

@@ -40,20 +40,20 @@ def read(
     others = [d for d in range(x.dim()) if d != dim]
     x = wide(x)  # sums of thousands of values in bfloat16 would have three digits
     sums = x.sum(others).double() if others else x.double()
-    values = x.numel() // max(1, x.shape[dim])
-    record.add_read(index, sums, values if positions is None else positions)
+    values = x.numel() // max(1, x.shape[dim]) if positions is None else positions
+    record.add_read(index, sums, values)
     if index in record.usage_reads:
-        record.add_read_usage(index, _usage(x, dim, sums, values if positions is None else positions))
+        record.add_read_usage(index, usage_sums(x, dim, sums, values))
     if record.want_products:
         flat = x.movedim(dim, -1).reshape(-1, x.shape[dim])
         record.add_products(index, (flat.T @ flat).double())
 
 
-def _usage(x: Tensor, dim: int, sums: Tensor, positions: int) -> Tensor:
-    """Usage ``[4, units]`` of a tensor whose ``sums`` are known; a unit that is not finite is left out.
+def usage_sums(x: Tensor, dim: int, sums: Tensor, positions: int) -> Tensor:
+    """Usage ``[4, units]`` of ``positions`` values of each unit, whose ``sums`` (float64) are known.
 
     As ``reference.usage_sums``, in passes of float32: squares are summed about the mean, which keeps the
-    variance of a unit whose mean is far larger.
+    variance of a unit whose mean is far larger. A unit that is not finite everywhere is left out.
     """
     others = [d for d in range(x.dim()) if d != dim]
     if not others or x.numel() == 0:
@@ -214,16 +214,19 @@ class NormEntry:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class UsageEntry:
-    """Takes a group's usage from what passes through, behind an activation that could not be fused."""
+    """Takes a group's usage from what passes through on dense rows: behind an unfused activation."""
 
     group: str
     layout: Layout
 
     def __call__(self, x: Tensor, record: Record | None) -> Tensor:
         """Note the usage of ``x`` and return it."""
-        if record is not None and record.want_usage:
-            record.add_usage(self.group, reference.usage_sums(x, self.layout.dim))
-            record.expect(self.group, x.numel() // max(1, x.shape[self.layout.dim]))
+        if record is not None and record.want_reads:
+            full, dim = wide(x), self.layout.dim
+            others = [d for d in range(x.dim()) if d != dim]
+            sums, positions = full.sum(others).double(), x.numel() // max(1, x.shape[dim])
+            record.add_usage(self.group, usage_sums(full, dim, sums, positions))
+            record.expect(self.group, positions)
         return x
 
 

@@ -217,25 +217,52 @@ def dense_block() -> Architecture:
 
 
 class UNet(nn.Module):
-    def __init__(self, up: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.enter, self.down = nn.Conv2d(3, 9, 3, padding=1), nn.Conv2d(9, 13, 3, padding=1)
         self.deep, self.join = nn.Conv2d(13, 11, 3, padding=1), nn.Conv2d(20, 10, 3, padding=1)
         self.out = nn.Conv2d(10, 2, 1)
-        self.up = up
+
+    def grow(self, deep: Tensor, skip: Tensor) -> Tensor:
+        up = F.interpolate(deep, size=skip.shape[2:], mode="bilinear", align_corners=False)
+        return torch.cat([skip, up], 1)
 
     def forward(self, x: Tensor) -> Tensor:
         skip = F.relu(self.enter(x))
         deep = F.relu(self.deep(F.relu(self.down(F.max_pool2d(skip, 2)))))
-        return self.out(F.relu(self.join(torch.cat([skip, self.up(deep, skip)], 1))))
+        return self.out(F.relu(self.join(self.grow(deep, skip))))
+
+
+class TransposedUNet(UNet):
+    """Its transposed convolution has no kernel: what is concatenated with it is read at full width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.back, self.cat = nn.ConvTranspose2d(11, 11, 2, 2), Joined()
+
+    def grow(self, deep: Tensor, skip: Tensor) -> Tensor:
+        grown: Tensor = self.cat(skip, self.back(deep))
+        return grown
+
+
+class Joined(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat([a, b], 1)
+
+
+def transposed() -> Architecture:
+    return Architecture(
+        TransposedUNet(),
+        (torch.randn(2, 3, 8, 6),),
+        {name: [name] for name in ("enter", "down", "deep", "join")},
+        {"down": "enter", "deep": "down", "out": "join"},
+        others=[Reader("back", "deep"), Reader("cat", "enter", "enter:cat")],
+    )
 
 
 def unet() -> Architecture:
-    def up(deep: Tensor, skip: Tensor) -> Tensor:
-        return F.interpolate(deep, size=skip.shape[2:], mode="bilinear", align_corners=False)
-
     return Architecture(
-        UNet(up),
+        UNet(),
         (torch.randn(2, 3, 9, 7),),
         {name: [name] for name in ("enter", "down", "deep", "join")},
         {"down": "enter", "deep": "down", "join": "enter+deep", "out": "join"},
@@ -612,6 +639,7 @@ ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
     "inception": inception,
     "dense block": dense_block,
     "U-Net": unet,
+    "U-Net, transposed convolution": transposed,
     "inverted residuals": mobilenet,
     "squeeze and excitation": squeeze,
     "a block used twice": shared_block,
