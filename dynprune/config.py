@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dynprune.control.criteria import CRITERIA, GroupView
 
-COMPENSATIONS = ("mean", "lstsq", "none")
+COMPENSATIONS = ("mean", "lstsq", "none", "auto")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +22,17 @@ class Config:
         prune_threshold: a unit whose score stays below this is pruned.
         reactivate_threshold: a pruned unit whose score rises above this comes back.
         criterion: ``"contribution"`` (relative to the layer's mean, at any scale),
-            ``"mean_abs"`` (mean |a|, absolute), or a callable from
+            ``"mean_abs"`` (mean |a|, absolute), ``"budget"`` (as much as ``error_budget`` allows, the
+            units of all layers in one ranking; the thresholds are not used), or a callable from
             :class:`~dynprune.control.criteria.GroupView` to scores ``[units]``.
+        error_budget: with ``criterion="budget"``, how much of the output pruning may change: the mean square
+            of the difference, as a share of the output's variance over the rows. Canary rows measure
+            it, and the ranking goes further or less far.
         compensation: what stands in for a pruned unit where it is read: ``"mean"``, its mean; ``"lstsq"``,
             its least-squares prediction from the active units, folded into their weights, so that it
-            costs nothing while serving (but more at each publication, see docs/design.md); ``"none"``, zero.
+            costs nothing while serving (but more at each publication, see docs/design.md); ``"none"``, zero;
+            ``"auto"``, the mean or zero, whichever makes the answers surer on the traffic served (a rule
+            of thumb for classifiers, see docs/design.md; the mean where a guard or a budget compares rows).
         canary_interval: one in so many batches carries canary rows.
         canary_rows: rows of such a batch that are computed by all units.
         dwell: batches a unit keeps its state after a flip.
@@ -49,6 +55,9 @@ class Config:
         input_major: keep the weights of float32 linear layers with 65,536 or more a second time, each
             input's in one run: up to 8 rows are served about twice as fast where the weights come from
             memory, for twice the memory.
+        background: whether statistics are taken in and plans built on a thread of their own. No request
+            then waits for either, at the price that a choice comes some requests later, and not always
+            at the same one. What a callback or criterion raises there is raised by a later call.
         seed: of the choice of canary batches and rows.
 
     Raises:
@@ -58,6 +67,7 @@ class Config:
     prune_threshold: float = 0.05
     reactivate_threshold: float = 0.10
     criterion: str | Callable[[GroupView], Tensor] = "contribution"
+    error_budget: float = 0.01
     compensation: str = "mean"
     canary_interval: int = 16
     canary_rows: int = 8
@@ -71,6 +81,7 @@ class Config:
     dtype: torch.dtype | None = None
     input_threshold: float = 0.0
     input_major: bool = False
+    background: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -95,10 +106,11 @@ class Config:
             f"at most reactivate_threshold ({self.reactivate_threshold!r})",
         )
         expect(
-            callable(self.criterion) or self.criterion in list(CRITERIA),
+            callable(self.criterion) or self.criterion in [*CRITERIA, "budget"],
             "criterion",
-            f"one of {', '.join(sorted(CRITERIA))} or a callable",
+            f"one of {', '.join(sorted([*CRITERIA, 'budget']))} or a callable",
         )
+        expect(0 < number("error_budget") <= 1, "error_budget", "in (0, 1]")
         expect(self.compensation in COMPENSATIONS, "compensation", f"one of {', '.join(COMPENSATIONS)}")
         for name in ("canary_interval", "canary_rows", "min_active", "evidence", "window"):
             value = getattr(self, name)
@@ -116,5 +128,6 @@ class Config:
             "dtype",
             "None or a floating torch.dtype",
         )
-        expect(isinstance(self.input_major, bool), "input_major", "True or False")
+        for name in ("input_major", "background"):
+            expect(isinstance(getattr(self, name), bool), name, "True or False")
         expect(isinstance(self.seed, int), "seed", "a whole number")

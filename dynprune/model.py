@@ -166,6 +166,7 @@ class AcceleratedModel(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """Active sets, usage, constants and counts: the part of ``state_dict()`` beside the dense weights."""
         self._follow_weights()
+        self._controller.wait()
         return state.save(self._controller)
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -256,6 +257,10 @@ class AcceleratedModel(nn.Module):
         if statistics.rows == 0:
             raise ValueError("calibrate: expected at least one batch with rows, got none")
         controller.calibrated(statistics)
+
+    def wait(self) -> None:
+        """Until the background has taken in every answered request; returns at once without one."""
+        self._controller.wait()
 
     def freeze(self) -> None:
         """No canaries, statistics or flips: the output is a pure function of the input."""

@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 
 from dynprune.config import Config
 from dynprune.control.answers import answers_of, compare, margins
-from dynprune.control.controller import Controller, Seen
+from dynprune.control.controller import Controller
+from dynprune.control.seen import Seen
 from dynprune.lowering.ir import Program
 from dynprune.plan.plan import Plan
 from dynprune.plan.record import Record
@@ -61,18 +62,20 @@ class Server:
         plan = controller.plan
         if controller.frozen:
             if controller.guard is not None and not plan.dense and call.rows > 0:
-                return self._serve_guarded(plan, call, None)
+                return self._serve_compared(plan, call, None)
             return self._serve_live(plan, call, usage=False)
         ticket = next(controller.tickets)
         if call.rows == 0:
             return self._serve_live(plan, call, usage=False)
         if controller.observing and plan.dense:
             return self._serve_dense(plan, call, Seen(call.rows, plan.serial))
-        if controller.guard is not None and not plan.dense:
-            return self._serve_guarded(plan, call, ticket)
-        if controller.is_canary(ticket):
+        if controller.compares and not plan.dense:
+            return self._serve_compared(plan, call, ticket)
+        if controller.canaries.has(ticket):
             return self._serve_canary(plan, call, ticket)
-        return self._serve_live(plan, call, usage=controller.wants_usage(ticket))
+        return self._serve_live(
+            plan, call, usage=controller.wants_usage(ticket), rival=controller.tries(plan, ticket)
+        )
 
     def run_rows(self, plan: Plan, record: Record | None, call: Call) -> Any:
         """The program on a call, in slices whose images stay in the cache."""
@@ -87,10 +90,16 @@ class Server:
             parts.append(self.run(plan, record, *args, **kwargs))
         return merge(parts, torch.cat)
 
-    def _serve_live(self, plan: Plan, call: Call, *, usage: bool) -> Any:
+    def _serve_live(self, plan: Plan, call: Call, *, usage: bool, rival: Plan | None = None) -> Any:
         record = self.controller.live_record(usage=usage)
         output = self.run_rows(plan, record, call)
-        self.controller.report(Seen(call.rows, plan.serial, live=(record, call.rows)))
+        seen = Seen(call.rows, plan.serial, live=(record, call.rows))
+        if rival is not None:
+            seen.repeated = self.controller.live_record(usage=False)
+            pair = answers_of(output), answers_of(self.run_rows(rival, seen.repeated, call))
+            if pair[0] is not None and pair[1] is not None:
+                seen.tried = pair[0], pair[1]
+        self.controller.report(seen)
         return output
 
     def _serve_dense(self, plan: Plan, call: Call, seen: Seen) -> Any:
@@ -106,7 +115,7 @@ class Server:
         seen = Seen(rows, plan.serial, canary=True)
         if not self.row_wise or rows <= self.config.canary_rows:
             return self._serve_dense(controller.dense_plan, call, seen)
-        chosen = controller.canary_rows(ticket, rows)
+        chosen = controller.canaries.choose(ticket, rows)
         rest = torch.ones(rows, dtype=torch.bool)
         rest[chosen] = False
         others = rest.nonzero().flatten()
@@ -120,32 +129,35 @@ class Server:
             return self.run_rows(plan, None, call)
         return put_rows([(live, others), (dense, chosen)], rows)
 
-    def _serve_guarded(self, plan: Plan, call: Call, ticket: int | None) -> Any:
-        """All rows on the plan; by all units those whose answer is not clear, and the canary rows.
+    def _serve_compared(self, plan: Plan, call: Call, ticket: int | None) -> Any:
+        """All rows on the plan, and canary rows by all units as well; with a guard also those whose answer is
+        not clear.
 
         If the units are used in a way that the plan was not made for, or too little is known about it yet,
-        all units answer everything. ``ticket`` None: the model is frozen.
+        all units answer everything a guard watches over. ``ticket`` None: the model is frozen.
         """
         controller, rows = self.controller, call.rows
         guard = controller.guard
-        assert guard is not None
-        record = controller.live_record(usage=ticket is not None)
+        watched = ticket is not None and (guard is not None or controller.wants_usage(ticket))
+        record = controller.live_record(usage=watched)
         live = self.run_rows(plan, record, call)
         seen = Seen(rows, plan.serial, live=(record, rows))
         scores = answers_of(live)
-        if scores is None or scores.shape[0] != rows:  # nothing whose answer could be compared
+        if scores is None or scores.shape[0] != rows:  # nothing that could be compared
             controller.report(seen)
             return live
-        seen.margins = margins(scores)
-        unclear = guard.defers(seen.margins)
-        if ticket is not None and controller.drift.stands_out(record.usage, rows):
-            unclear[:] = True
+        unclear = torch.zeros(rows, dtype=torch.bool)
+        if guard is not None:
+            seen.margins = margins(scores)
+            unclear = guard.defers(seen.margins)
+            if ticket is not None and controller.drift.stands_out(record.usage, rows):
+                unclear[:] = True
         canary = torch.zeros_like(unclear)
         if ticket is not None:
             if controller.verifying:
                 canary[:] = True
-            elif controller.is_canary(ticket):
-                canary[controller.canary_rows(ticket, rows)] = True
+            elif controller.canaries.has(ticket):
+                canary[controller.canaries.choose(ticket, rows)] = True
         if not self.row_wise:  # all rows or none
             canary[:] = bool(canary.any())
             unclear[:] = bool(unclear.any())
@@ -164,7 +176,9 @@ class Server:
                 full = answers_of(dense)
                 assert full is not None
                 seen.canary, seen.dense = True, (dense_record, len(chosen))
-                seen.compared = compare(full, scores[chosen])
+                seen.outputs = full, scores[chosen]
+                if guard is not None:
+                    seen.compared = compare(*seen.outputs)
             else:
                 seen.repeated = dense_record
             if whole:

@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import logging
 import math
-import random
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,12 +16,16 @@ from torch import Tensor
 
 from dynprune.config import Config
 from dynprune.control import policy
-from dynprune.control.answers import Compared
+from dynprune.control.budget import PRUNE, REACTIVATE, Budget, budget_scores, unit_costs
+from dynprune.control.canaries import Canaries
 from dynprune.control.criteria import CRITERIA, GroupView
 from dynprune.control.drift import DriftDetector
 from dynprune.control.guard import Guard
+from dynprune.control.seen import Seen
 from dynprune.control.statistics import Statistics
+from dynprune.control.trial import Trial
 from dynprune.control.usage import UsageStats
+from dynprune.control.worker import Worker
 from dynprune.lowering.ir import LayerSite, LSTMSite, Program
 from dynprune.ops.reference import UNIT_ALIGN
 from dynprune.plan.build import PlanBuilder, squared_columns
@@ -41,32 +44,10 @@ _GUARD_RATE = 4
 _SAME_PLAN = 0.03
 # Means are refreshed when they have moved by so much of their size, taken together.
 _MOVED = 0.1
+# More reports than this are not left to the background: it cannot keep up.
+_LONGEST_INBOX = 256
 # A model of fewer weights keeps its dense plan packed beside a pruned one, for faster canaries.
 _SMALL_MODEL = 1_000_000
-
-
-@dataclasses.dataclass
-class Seen:
-    """What one forward reports.
-
-    Attributes:
-        rows: of the batch.
-        live: record of the rows that ran on the plan ``serial``, and how many.
-        dense: record of the rows that ran dense with means at read points, and how many.
-        canary: whether the dense rows were chosen at random out of a batch on a pruned plan.
-        margins: of every row's pruned answer (guard only).
-        compared: rows that ran both ways (guard only).
-        repeated: record of rows that ran dense because their pruned answer was not clear (guard only).
-    """
-
-    rows: int
-    serial: int
-    live: tuple[Record, int] | None = None
-    dense: tuple[Record, int] | None = None
-    canary: bool = False
-    margins: Tensor | None = None
-    compared: Compared | None = None
-    repeated: Record | None = None
 
 
 class Controller:
@@ -85,6 +66,9 @@ class Controller:
         self.lock = threading.RLock()
         self.inbox: collections.deque[Seen] = collections.deque()
         self.tickets = itertools.count()
+        rate = 1 if config.max_divergence is None else _GUARD_RATE
+        self.canaries = Canaries(config.seed, -(-config.canary_interval // rate), config.canary_rows)
+        self.worker = Worker(self._empty_inbox) if config.background else None
         self.callbacks: list[Callable[[dict[str, Tensor]], None]] = []
         self.frozen = False
         self.observing = True
@@ -99,7 +83,10 @@ class Controller:
         self.filled = {name: state.active for name, state in self.states.items()}
         self.drift = DriftDetector(config.drift_threshold)
         self.guard = None if config.max_divergence is None else Guard(config.max_divergence)
-        self._window: tuple[int, int] = (-1, 0)
+        self.budget = Budget(config.error_budget) if config.criterion == "budget" else None
+        self.costs = unit_costs(program)
+        self.trial = Trial() if config.compensation == "auto" else None
+        self.rival: Plan | None = None  # the published choice with the other compensation, while on trial
         self._fresh_rows = 0  # dense rows since the last decision
         self._owed = False  # the guard asks for a decision
         self._last_seen = self.statistics  # before they were last emptied
@@ -165,6 +152,18 @@ class Controller:
 
     # What forwards ask ----------------------------------------------------------------------------
 
+    def tries(self, plan: Plan, ticket: int) -> Plan | None:
+        """The plan that this batch should run on as well, to compare compensations; mostly None."""
+        rival = self.rival
+        if rival is None or self.trial is None or rival.serial != plan.serial:
+            return None
+        return rival if self.trial.undecided or ticket % self.config.canary_interval == 0 else None
+
+    @property
+    def compares(self) -> bool:
+        """Whether canary rows run on the plan as well."""
+        return self.guard is not None or self.budget is not None
+
     @property
     def verifying(self) -> bool:
         """Whether the guard knows too little about the present plan to give any of its answers."""
@@ -172,27 +171,10 @@ class Controller:
             return False
         return self.guard.verifying or not (self.drift.warm or self.config.drift_threshold == math.inf)
 
-    def is_canary(self, ticket: int) -> bool:
-        """Whether the batch with this ticket carries canary rows: one, at random, in each interval."""
-        interval = self.config.canary_interval
-        if self.guard is not None:
-            interval = -(-interval // _GUARD_RATE)
-        window, position = divmod(ticket, interval)
-        if self._window[0] != window:
-            chosen = random.Random(hash((self.config.seed, window))).randrange(interval)
-            self._window = (window, chosen)
-        return self._window == (window, position)
-
     def wants_usage(self, ticket: int) -> bool:
         """Whether the live usage of this batch feeds the drift detector."""
         watching = not self.observing and self.config.drift_threshold < math.inf
         return watching and (not self.drift.warm or ticket % _LIVE_INTERVAL == 0)
-
-    def canary_rows(self, ticket: int, rows: int) -> Tensor:
-        """The rows ``[n]`` of a batch that run dense, increasing."""
-        count = min(rows, self.config.canary_rows)
-        chosen = random.Random(hash((self.config.seed, ticket, rows))).sample(range(rows), count)
-        return torch.tensor(sorted(chosen))
 
     def dense_record(self) -> Record:
         """An empty record for rows that run by all units."""
@@ -203,8 +185,23 @@ class Controller:
         return Record(usage=usage, input_threshold=self.config.input_threshold)
 
     def report(self, seen: Seen) -> None:
-        """Take in what a forward saw; may publish a plan."""
+        """Take in what a forward saw; may publish a plan.
+
+        In the background, what an earlier report failed with is raised here.
+        """
         self.inbox.append(seen)
+        if self.worker is None or len(self.inbox) > _LONGEST_INBOX:
+            self._empty_inbox()
+        else:
+            self.worker.wake()
+
+    def wait(self) -> None:
+        """Until everything that was reported is taken in."""
+        if self.worker is not None:
+            self.worker.join()
+        self._empty_inbox()
+
+    def _empty_inbox(self) -> None:
         # A report that arrives while the lock is held is taken by its holder, or by the next forward.
         while self.inbox and self.lock.acquire(blocking=False):
             try:
@@ -224,8 +221,8 @@ class Controller:
             counts["dense_operations"] += seen.live[0].dense_operations
         if seen.dense is not None:
             counts["operations"] += seen.dense[0].operations
-            # Rows that run twice, for the guard, would have run once in a dense model.
-            if seen.compared is None:
+            # Rows that run twice, to be compared, would have run once in a dense model.
+            if seen.compared is None and seen.outputs is None:
                 counts["dense_operations"] += seen.dense[0].dense_operations
         if seen.repeated is not None:
             counts["operations"] += seen.repeated.operations
@@ -238,6 +235,7 @@ class Controller:
         if (
             seen.dense is not None
             or seen.margins is not None
+            or seen.tried is not None
             or (seen.live is not None and seen.live[0].usage)
         ):
             with torch.inference_mode(False), torch.no_grad():
@@ -252,6 +250,11 @@ class Controller:
                 self.reactivate_all()
                 return
             self._owed = self._owed or verdict.decide
+        if seen.outputs is not None and self.budget is not None and current:
+            self._owed = self.budget.add(*seen.outputs) or self._owed
+        if seen.tried is not None and self.trial is not None and current:
+            if self.trial.add(*seen.tried):
+                self.publish()
         if seen.dense is not None:
             self._report_bad(seen.dense[0])
             self.statistics = self.statistics.with_record(*seen.dense)
@@ -280,28 +283,34 @@ class Controller:
 
     def scores(self) -> dict[str, Tensor]:
         """Group -> score ``[units]`` under the criterion."""
-        criterion = self.config.criterion
-        function = CRITERIA[criterion] if isinstance(criterion, str) else criterion
-        result = {}
-        for name, group in self.program.groups.items():
-            statistics = self.statistics
-            view = GroupView(
-                name, statistics.stats(name), self.reader_norms[name], statistics.reader_vars(name)
-            )
-            score = function(view)
-            if not isinstance(score, Tensor) or score.shape != (group.units,):
+        criterion, statistics = self.config.criterion, self.statistics
+        views = {
+            name: GroupView(name, statistics.stats(name), norms, statistics.reader_vars(name))
+            for name, norms in self.reader_norms.items()
+        }
+        if self.budget is not None:
+            scores = budget_scores(views, self.costs, self.budget.allowed)
+        else:
+            function = CRITERIA[criterion] if isinstance(criterion, str) else criterion
+            scores = {name: function(view) for name, view in views.items()}
+        for name, score in scores.items():
+            units = self.program.groups[name].units
+            if not isinstance(score, Tensor) or score.shape != (units,):
                 got = list(score.shape) if isinstance(score, Tensor) else type(score).__name__
-                raise ValueError(f"criterion: expected scores [{group.units}] of {name}, got {got}")
-            result[name] = torch.where(view.usage.count > 0, score.double(), float("nan"))
-        return result
+                raise ValueError(f"criterion: expected scores [{units}] of {name}, got {got}")
+            scores[name] = torch.where(views[name].usage.count > 0, score.double(), float("nan"))
+        return scores
 
     def _rules(self, settle: bool) -> policy.Rules:
         config = self.config
         scale = 1.0 if self.guard is None else self.guard.scale
         units = sum(group.units for group in self.program.groups.values())
+        prune, reactivate = config.prune_threshold, config.reactivate_threshold
+        if self.budget is not None:
+            prune, reactivate = PRUNE, REACTIVATE
         return policy.Rules(
-            prune=config.prune_threshold * scale,
-            reactivate=config.reactivate_threshold * scale,
+            prune=prune * scale,
+            reactivate=reactivate * scale,
             min_active=config.min_active,
             dwell=0 if settle else config.dwell,
             max_flips=None if settle else max(1, int(config.max_flips * units)),
@@ -321,7 +330,8 @@ class Controller:
 
         Predictions are made anew with each flip only: they change the weights, not just biases.
         """
-        if self.config.compensation != "mean" or self.plan.dense:
+        compensation = self.config.compensation if self.trial is None else self.trial.choice
+        if compensation != "mean" or self.plan.dense:
             return False
         fresh = self.substitutes(self.plan.active)
         moved = total = 0.0
@@ -384,11 +394,16 @@ class Controller:
         """Group -> units to compute: the forced set, or the policy's with fill."""
         return {name: self.forced.get(name, mask) for name, mask in self.filled.items()}
 
-    def substitutes(self, active: Mapping[str, Tensor]) -> dict[str, Substitute]:
-        """Read point -> what is to stand in for the units that are not ``active``."""
+    def substitutes(
+        self, active: Mapping[str, Tensor], compensation: str | None = None
+    ) -> dict[str, Substitute]:
+        """Read point -> what is to stand in for the units that are not ``active``, by default as
+        configured."""
         # Nothing seen since the last reactivation: forced sets live on what was seen before.
         statistics = self.statistics if self.statistics.rows else self._last_seen
-        return statistics.substitutes(self.config.compensation, active)
+        if compensation is None:
+            compensation = self.config.compensation if self.trial is None else self.trial.choice
+        return statistics.substitutes(compensation, active)
 
     def publish(
         self, substitutes: dict[str, Substitute] | None = None, *, previous: Plan | None = None
@@ -410,7 +425,7 @@ class Controller:
             plan = self.builder.build(active, substitutes, previous or self.plan)
         plan = dataclasses.replace(plan, serial=self.plan.serial + 1)
         before = self.plan, self._packed_dense
-        self.plan, self._packed_dense = plan, dense
+        self.plan, self._packed_dense, self.rival = plan, dense, None
         self._follow_plan(before[0])
         try:
             for callback in list(self.callbacks):
@@ -421,6 +436,9 @@ class Controller:
             self._packed_dense = before[1]
             self.drift.reset()
             raise
+        if self.trial is not None and not plan.dense and not self.compares:
+            other = self.builder.build(active, self.substitutes(active, self.trial.other), plan)
+            self.rival = dataclasses.replace(other, serial=plan.serial)
 
     def _follow_plan(self, before: Plan) -> None:
         """What was learned about the plan ``before`` holds for one that is nearly the same."""
@@ -431,8 +449,9 @@ class Controller:
             self.drift.carry(was, now)
             return
         self.drift.reset()
-        if self.guard is not None:
-            self.guard.restart()
+        for judge in (self.guard, self.budget, self.trial):
+            if judge is not None:
+                judge.restart()
 
     def force(self, name: str, mask: Tensor | None) -> None:
         """Force a group's set, or (None) give it back to the policy; publishes."""
@@ -474,4 +493,8 @@ class Controller:
             result["observing"] = self.observing
             if self.guard is not None:
                 result["divergence"] = self.guard.summary()
+            if self.trial is not None:
+                result["compensation"] = self.trial.choice
+            if self.budget is not None:
+                result["output_error"] = self.budget.summary()
             return result

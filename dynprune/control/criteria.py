@@ -54,6 +54,7 @@ def contribution(view: GroupView) -> Tensor:
     return result
 
 
+# Those that look at one group at a time; "budget" ranks all units together, see control/budget.py.
 CRITERIA: dict[str, Callable[[GroupView], Tensor]] = {
     "mean_abs": mean_abs,
     "contribution": contribution,

@@ -43,7 +43,7 @@ def _fill(statistics: Statistics, state: Mapping[str, Any]) -> Statistics:
 
 def save(controller: Controller) -> dict[str, Any]:
     """Active sets, statistics, constants and counts; tensors are shared, which nothing writes to."""
-    guard = controller.guard
+    guard, budget = controller.guard, controller.budget
     with controller.lock:
         return {
             "version": _VERSION,
@@ -59,6 +59,8 @@ def save(controller: Controller) -> dict[str, Any]:
             "frozen": controller.frozen,
             "counts": dict(controller.counts),
             "guard": None if guard is None else guard.state(),
+            "budget": None if budget is None else budget.state(),
+            "compensation": None if controller.trial is None else controller.trial.choice,
         }
 
 
@@ -88,6 +90,10 @@ def load(controller: Controller, state: Mapping[str, Any]) -> None:
         controller.observing = state["observing"]
         controller.frozen = state["frozen"]
         controller.counts = dict(state["counts"])
+        if controller.trial is not None and state["compensation"] is not None:
+            controller.trial.choice = state["compensation"]
         controller.publish({n: Substitute(*values) for n, values in state["substitutes"].items()})
-        if controller.guard is not None and state["guard"] is not None:
-            controller.guard.load(state["guard"])
+        for name in ("guard", "budget"):
+            judge = getattr(controller, name)
+            if judge is not None and state[name] is not None:
+                judge.load(state[name])

@@ -55,9 +55,12 @@ CONFIGS = {
     ),
     "compensation": (
         {"compensation": "median"},
-        "expected compensation one of mean, lstsq, none, got 'median'",
+        "expected compensation one of mean, lstsq, none, auto, got 'median'",
     ),
-    "criterion": ({"criterion": "size"}, "expected criterion one of contribution, mean_abs or a callable"),
+    "criterion": (
+        {"criterion": "size"},
+        "expected criterion one of budget, contribution, mean_abs or a callable",
+    ),
     "interval": ({"canary_interval": 0}, "expected canary_interval a whole number of at least 1, got 0"),
     "rows": ({"canary_rows": 2.5}, "expected canary_rows a whole number of at least 1, got 2.5"),
     "dwell": ({"dwell": -1}, "expected dwell a whole number of batches, got -1"),

@@ -136,3 +136,40 @@ def test_adapting_in_several_threads() -> None:
     assert stats["rows"] == sum(rows) + 8 * 32, "no report is lost"
     assert stats["batches"] == stats["rows"] // 32
     assert torch.equal(fast.active()["0"], torch.arange(64) < 32)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_eight_threads_on_a_model_that_adapts(background: bool) -> None:
+    """Every row of every answer is that of one published choice, with its constants, or of all units."""
+    config = dynprune.Config(evidence=128, canary_interval=2, dwell=0, window=256, background=background)
+    model = two_halves()
+    fast = dynprune.accelerate(model, torch.zeros(2, INPUTS), config)
+    choices: list[tuple[Tensor, Tensor]] = [(torch.ones(64, dtype=torch.bool), torch.zeros(64))]
+    # The plan is in place when it is told of; nobody else publishes meanwhile.
+    fast.on_update(lambda active: choices.append((active["0"], fast.constants()["0"])))
+    served: list[tuple[Tensor, Tensor]] = []
+
+    def serve(index: int) -> Callable[[], None]:
+        traffic, draw = Traffic(index), random.Random(index)
+
+        def work() -> None:
+            kind = (traffic.low, traffic.high, traffic.both)[int(time.monotonic() * 3) % 3]
+            x = kind(draw.choice([1, 7, 32]))
+            output = fast(x)
+            if len(served) < 3000 or draw.random() < 0.01:
+                served.append((x, output))
+
+        return work
+
+    together(*(serve(index) for index in range(8)), seconds=SECONDS)
+    fast.wait()
+    kept = served[:2000] + served[-1000:]
+    x, output = (torch.cat(column).double() for column in zip(*kept, strict=True))
+    twin = two_halves().double()
+    hidden = torch.relu(twin[0](x))
+    nearest = torch.full((len(x),), torch.inf, dtype=torch.float64)
+    for mask, constants in choices:
+        expected = twin[2](torch.where(mask, hidden, constants.double()))
+        nearest = torch.minimum(nearest, (output - expected).abs().amax(1))
+    assert len(choices) > 3, "it adapted"
+    assert float(nearest.max()) <= TOLERANCE * float(output.abs().max())
