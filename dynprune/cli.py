@@ -8,7 +8,17 @@ import torch
 
 # What the extra `experiments` brings, by the names of the modules.
 EXTRA_MODULES = frozenset(
-    {"datasets", "huggingface_hub", "psutil", "rich", "safetensors", "torchmetrics", "typer"}
+    {
+        "datasets",
+        "huggingface_hub",
+        "psutil",
+        "pynvml",
+        "rich",
+        "safetensors",
+        "tokenizers",
+        "torchmetrics",
+        "typer",
+    }
 )
 
 

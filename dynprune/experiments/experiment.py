@@ -1,29 +1,27 @@
-"""The experiment ``mnist-cnn``: train a CNN, then serve it dense and adapting to its traffic."""
+"""One experiment: train a model, then serve it dense and adapting to its traffic."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import dynprune
-from dynprune.experiments import records
-from dynprune.experiments.data import Mnist, load_mnist
-from dynprune.experiments.evaluation import count_parameters, operations_per_sample, predict_all
-from dynprune.experiments.measuring import PrunedRow, compare
-from dynprune.experiments.models import mnist_cnn
+from dynprune.experiments import checkpoints, records
+from dynprune.experiments.data import Data, load
+from dynprune.experiments.evaluation import counts_all_operations, operations_per_sample, predict_all
+from dynprune.experiments.measuring import DenseRow, PrunedRow, compare, dense_in_each_format
 from dynprune.experiments.options import Options, Protocol
-from dynprune.experiments.serving import Return, adapt, return_of_all_classes
+from dynprune.experiments.serving import Return, adapt, return_of_all_classes, traffic_rows
 from dynprune.experiments.sources import first_line
-from dynprune.experiments.traffic import Traffic
-from dynprune.experiments.training import Epoch, train
+from dynprune.experiments.streaming import serve_stream
+from dynprune.experiments.training import Epoch, check_resumable, train
+from dynprune.streams import Traffic
 
 # Of the runs on the traffic of a few classes; the first is the one whose return is judged as well.
 COMPENSATIONS = ("lstsq", "mean")
@@ -35,14 +33,15 @@ class Prepared:
 
     options: Options
     protocol: Protocol
-    data: Mnist
+    data: Data
 
 
 def prepare(options: Options) -> Prepared:
     """Load the data and make the run's folder.
 
     Raises:
-        ValueError: a file is damaged, or a split has no image of the classes of some traffic.
+        ValueError: a file is damaged, a split has no sample of some traffic, or the checkpoint to go on
+            from is of another training.
         OSError: a file or folder is missing or cannot be made.
     """
     try:
@@ -51,11 +50,16 @@ def prepare(options: Options) -> Prepared:
         raise OSError(
             f"--runs-dir: expected a folder that can be made at {options.run_dir}, got {first_line(error)}"
         ) from error
-    data = load_mnist(options.data_dir, options.limit)
-    for traffic in options.traffic:
+    about = options.about
+    data = load(about.data_set, options.data_dir, options.limit, about.reading)
+    if options.resume and options.checkpoint.is_file():
+        check_resumable(options.checkpoint, options.recipe(len(data.train)))
+    stream = options.parsed_stream()
+    phases = [] if stream is None else [phase.traffic for phase in stream.phases]
+    for traffic in (*options.traffics, *phases):
         for split in (data.train, data.test):
-            traffic.rows(split.labels)
-    return Prepared(options, Protocol.for_limit(options.limit), data)
+            traffic_rows(split, traffic)
+    return Prepared(options, Protocol.for_limit(options.limit, about.heavy), data)
 
 
 def run(prepared: Prepared, console: Console) -> Mapping[str, Any]:
@@ -63,33 +67,38 @@ def run(prepared: Prepared, console: Console) -> Mapping[str, Any]:
     options, protocol, data = prepared.options, prepared.protocol, prepared.data
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    console.print(f"data: {data.source.describe()}: {len(data.train)} training, {len(data.test)} test images")
-    model = mnist_cnn(options.seed, options.init)
+    noun = "images" if data.data_set.kind == "image" else "texts"
+    console.print(f"data: {data.source.describe()}: {len(data.train)} training, {len(data.test)} test {noun}")
+    model = options.about.build(options.choices, data)
     history = _train(model, prepared, console)
-    _save_weights(model, options.run_dir / "model.safetensors")
+    about = {"experiment": options.experiment, "shape": options.shape, "vocabulary": data.vocabulary}
+    checkpoints.save(model.state_dict(), options.run_dir / "model.safetensors", about)
 
-    parameters = count_parameters(model)
-    operations = operations_per_sample(model, data.test.images[0])
-    answers = predict_all(model, data.test.images).argmax(1)
+    counted = None
+    if counts_all_operations(model):
+        counted = operations_per_sample(model, data.test.samples.inputs(data.test.rows[:1]))
+    answers = predict_all(model, data.test).argmax(1)
     with _quiet_progress(console) as progress:
-        task = progress.add_task("serving", total=1 + len(options.traffic))
+        task = progress.add_task("serving", total=1 + len(options.traffics))
         uniform = _uniform_runs(model, prepared)
         progress.update(task, advance=1, refresh=True)
         narrow = []
-        for traffic in options.traffic:
+        for traffic in options.traffics:
             narrow.append(_narrow_runs(model, traffic, answers, prepared))
             progress.update(task, advance=1, refresh=True)
 
-    runs = {name: records.pruned_record(row, parameters, operations) for name, row in uniform.items()}
+    runs = {name: records.pruned_record(row, counted) for name, row in uniform.items()}
     for rows, returned in narrow:
         for compensation, row in rows.items():
-            record = records.pruned_record(row, parameters, operations)
-            runs[f"contribution {compensation} {row.dense.traffic.name}"] = record
+            runs[f"contribution {compensation} {row.dense.traffic.name}"] = records.pruned_record(
+                row, counted
+            )
         runs[f"contribution {COMPENSATIONS[0]} {row.dense.traffic.name}"]["return"] = returned
     results = {
-        "experiment": "mnist-cnn",
+        "experiment": options.experiment,
         "seed": options.seed,
         "config": records.options_record(options),
+        "recipe": asdict(options.recipe(len(data.train))),
         "protocol": asdict(protocol),
         "machine": records.machine_record(),
         "versions": records.versions_record(),
@@ -103,27 +112,30 @@ def run(prepared: Prepared, console: Console) -> Mapping[str, Any]:
             compensation: records.traffic_mean_record([rows[compensation] for rows, _ in narrow])
             for compensation in COMPENSATIONS
         }
+    if options.stream is not None:
+        results["stream"] = _stream(model, uniform["contribution"].dense, prepared, console)
     records.write_json(results, options.run_dir / "results.json")
     return results
 
 
 def _train(model: nn.Module, prepared: Prepared, console: Console) -> list[Epoch]:
-    options = prepared.options
-    batches = -(-len(prepared.data.train) // options.batch_size)
+    options, split = prepared.options, prepared.data.train
+    recipe = options.recipe(len(split))
+    batches = -(-(len(split) - recipe.validation) // options.batch_size)
     with Progress(console=console, refresh_per_second=2) as progress:
-        task = progress.add_task("training", total=batches * options.epochs)
+        task = progress.add_task("training", total=batches * recipe.epochs)
 
         def on_batch(epoch: int, loss: float) -> None:
-            text = f"training, epoch {epoch + 1} of {options.epochs}, loss {loss:.3f}"
+            text = f"training, epoch {epoch + 1} of {recipe.epochs}, loss {loss:.3f}"
             progress.update(task, advance=1, description=text)
 
         return train(
             model,
-            prepared.data.train,
-            epochs=options.epochs,
-            learning_rate=options.lr,
-            batch_size=options.batch_size,
-            seed=options.seed,
+            split,
+            recipe,
+            device=options.device,
+            checkpoint=options.checkpoint,
+            resume=options.resume,
             on_batch=on_batch,
         )
 
@@ -131,10 +143,6 @@ def _train(model: nn.Module, prepared: Prepared, console: Console) -> list[Epoch
 def _quiet_progress(console: Console) -> Progress:
     """A bar that is drawn only when asked: a thread that redraws it would disturb the times."""
     return Progress(console=console, auto_refresh=False)
-
-
-def _save_weights(model: nn.Module, path: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
 
 
 def _uniform_runs(model: nn.Module, prepared: Prepared) -> dict[str, PrunedRow]:
@@ -164,3 +172,24 @@ def _narrow_runs(
         )
         for config in configs
     }
+
+
+def _stream(model: nn.Module, dense: DenseRow, prepared: Prepared, console: Console) -> records.Record:
+    """The stream of the options, under the thresholds of uniform and of narrow traffic."""
+    options, data = prepared.options, prepared.data
+    stream = options.parsed_stream()
+    assert stream is not None
+    configs = {
+        f"{config.criterion} {config.compensation} {config.prune_threshold:g}/"
+        f"{config.reactivate_threshold:g}": config
+        for config in (options.uniform_config(), options.traffic_config())
+    }
+    with _quiet_progress(console) as progress:
+        task = progress.add_task("stream", total=stream.batches)
+
+        def on_batch() -> None:
+            progress.update(task, advance=1, refresh=progress.tasks[0].completed % 20 == 0)
+
+        predict = dense_in_each_format(model)[dense.batch_format]
+        served = serve_stream(model, predict, data.train, data.test, stream, configs, on_batch)
+    return {"spec": options.stream, **served}

@@ -16,14 +16,14 @@ COLUMNS = (
     "accuracy\n%",
     "macro\nF1",
     "loss",
-    "ms/img\nb 64",
-    "ms/img\nb 1",
-    "images\n/s",
+    "ms/item\nb 64",
+    "ms/item\nb 1",
+    "items\n/s",
     "steps\n/s",
     "CPU\n%",
     "CPU s\n/1000",
     "params k\nactive/all",
-    "Mops/img\ndone/dense",
+    "Mops/item\ndone/dense",
     "flips",
 )
 
