@@ -72,6 +72,15 @@ def experiment(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint in the run's folder, if there is one.")
     ] = False,
+    pretrained: Annotated[
+        bool,
+        typer.Option(
+            "--pretrained", help="Start from the weights that come with the project; no epochs if not given."
+        ),
+    ] = False,
+    weights_dir: Annotated[Path, typer.Option(help="Folder of those weights, NAME.safetensors.")] = Path(
+        "results"
+    ),
     data_dir: Annotated[
         Path | None,
         typer.Option(help="Folder that holds mnist/*.parquet, cifar10/, imdb/, sst2/, as on the hub."),
@@ -97,6 +106,12 @@ def experiment(
             "see dynprune/streams.py."
         ),
     ] = None,
+    trade_off: Annotated[
+        bool,
+        typer.Option(
+            "--trade-off", help="Sweep thresholds, and compare with static pruning at the same operations."
+        ),
+    ] = False,
     max_divergence: Annotated[
         float | None, typer.Option(help="Guard: the share of answers that pruning may change.")
     ] = None,
@@ -132,6 +147,9 @@ def experiment(
                 seed=seed,
                 device=device,
                 resume=resume,
+                pretrained=pretrained,
+                weights_dir=weights_dir,
+                trade_off=trade_off,
                 data_dir=data_dir,
                 prune_threshold=prune_threshold,
                 reactivate_threshold=reactivate_threshold,

@@ -17,9 +17,18 @@ from dynprune.experiments.data import Data, load
 from dynprune.experiments.evaluation import counts_all_operations, operations_per_sample, predict_all
 from dynprune.experiments.measuring import DenseRow, PrunedRow, compare, dense_in_each_format
 from dynprune.experiments.options import Options, Protocol
-from dynprune.experiments.serving import Return, adapt, return_of_all_classes, traffic_rows
+from dynprune.experiments.serving import (
+    Return,
+    accelerated,
+    adapt,
+    calibrated,
+    return_of_all_classes,
+    traffic_rows,
+    warmup_rows,
+)
 from dynprune.experiments.sources import first_line
 from dynprune.experiments.streaming import serve_stream
+from dynprune.experiments.trade_off import trade_off
 from dynprune.experiments.training import Epoch, check_resumable, train
 from dynprune.streams import Traffic
 
@@ -29,19 +38,23 @@ COMPENSATIONS = ("lstsq", "mean")
 
 @dataclass(frozen=True)
 class Prepared:
-    """Checked options and loaded data: all that can fail through the fault of the user."""
+    """Checked options, loaded data and weights: all that can fail through the fault of the user.
+
+    ``model`` has its initial weights, or those that come with the project.
+    """
 
     options: Options
     protocol: Protocol
     data: Data
+    model: nn.Module
 
 
 def prepare(options: Options) -> Prepared:
-    """Load the data and make the run's folder.
+    """Load data and weights and make the run's folder.
 
     Raises:
-        ValueError: a file is damaged, a split has no sample of some traffic, or the checkpoint to go on
-            from is of another training.
+        ValueError: a file is damaged or holds other weights, a split has no sample of some traffic, or the
+            checkpoint to go on from is of another training.
         OSError: a file or folder is missing or cannot be made.
     """
     try:
@@ -51,7 +64,14 @@ def prepare(options: Options) -> Prepared:
             f"--runs-dir: expected a folder that can be made at {options.run_dir}, got {first_line(error)}"
         ) from error
     about = options.about
-    data = load(about.data_set, options.data_dir, options.limit, about.reading)
+    path = options.pretrained_path
+    weights, facts = checkpoints.read(path) if options.pretrained else ({}, {})
+    vocabulary = facts.get("vocabulary") or None
+    data = load(about.data_set, options.data_dir, options.limit, about.reading, vocabulary)
+    model = about.build(options.choices, data)
+    if options.pretrained:
+        checkpoints.load_into(model, weights, path)
+        model.eval()
     if options.resume and options.checkpoint.is_file():
         check_resumable(options.checkpoint, options.recipe(len(data.train)))
     stream = options.parsed_stream()
@@ -59,18 +79,18 @@ def prepare(options: Options) -> Prepared:
     for traffic in (*options.traffics, *phases):
         for split in (data.train, data.test):
             traffic_rows(split, traffic)
-    return Prepared(options, Protocol.for_limit(options.limit, about.heavy), data)
+    return Prepared(options, Protocol.for_limit(options.limit, about.heavy), data, model)
 
 
 def run(prepared: Prepared, console: Console) -> Mapping[str, Any]:
     """Run the experiment; returns what it wrote to ``results.json``."""
-    options, protocol, data = prepared.options, prepared.protocol, prepared.data
+    options, protocol, data, model = prepared.options, prepared.protocol, prepared.data, prepared.model
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     noun = "images" if data.data_set.kind == "image" else "texts"
     console.print(f"data: {data.source.describe()}: {len(data.train)} training, {len(data.test)} test {noun}")
-    model = options.about.build(options.choices, data)
-    history = _train(model, prepared, console)
+    recipe = options.recipe(len(data.train))
+    history = _train(prepared, console) if recipe.epochs else []
     about = {"experiment": options.experiment, "shape": options.shape, "vocabulary": data.vocabulary}
     checkpoints.save(model.state_dict(), options.run_dir / "model.safetensors", about)
 
@@ -80,11 +100,11 @@ def run(prepared: Prepared, console: Console) -> Mapping[str, Any]:
     answers = predict_all(model, data.test).argmax(1)
     with _quiet_progress(console) as progress:
         task = progress.add_task("serving", total=1 + len(options.traffics))
-        uniform = _uniform_runs(model, prepared)
+        uniform = _uniform_runs(prepared)
         progress.update(task, advance=1, refresh=True)
         narrow = []
         for traffic in options.traffics:
-            narrow.append(_narrow_runs(model, traffic, answers, prepared))
+            narrow.append(_narrow_runs(traffic, answers, prepared))
             progress.update(task, advance=1, refresh=True)
 
     runs = {name: records.pruned_record(row, counted) for name, row in uniform.items()}
@@ -98,7 +118,7 @@ def run(prepared: Prepared, console: Console) -> Mapping[str, Any]:
         "experiment": options.experiment,
         "seed": options.seed,
         "config": records.options_record(options),
-        "recipe": asdict(options.recipe(len(data.train))),
+        "recipe": asdict(recipe),
         "protocol": asdict(protocol),
         "machine": records.machine_record(),
         "versions": records.versions_record(),
@@ -113,12 +133,14 @@ def run(prepared: Prepared, console: Console) -> Mapping[str, Any]:
             for compensation in COMPENSATIONS
         }
     if options.stream is not None:
-        results["stream"] = _stream(model, uniform["contribution"].dense, prepared, console)
+        results["stream"] = _stream(uniform["contribution"].dense, prepared, console)
+    if options.trade_off:
+        results["trade_off"] = _trade_off(uniform["contribution"].dense, prepared, console)
     records.write_json(results, options.run_dir / "results.json")
     return results
 
 
-def _train(model: nn.Module, prepared: Prepared, console: Console) -> list[Epoch]:
+def _train(prepared: Prepared, console: Console) -> list[Epoch]:
     options, split = prepared.options, prepared.data.train
     recipe = options.recipe(len(split))
     batches = -(-(len(split) - recipe.validation) // options.batch_size)
@@ -130,7 +152,7 @@ def _train(model: nn.Module, prepared: Prepared, console: Console) -> list[Epoch
             progress.update(task, advance=1, description=text)
 
         return train(
-            model,
+            prepared.model,
             split,
             recipe,
             device=options.device,
@@ -145,18 +167,18 @@ def _quiet_progress(console: Console) -> Progress:
     return Progress(console=console, auto_refresh=False)
 
 
-def _uniform_runs(model: nn.Module, prepared: Prepared) -> dict[str, PrunedRow]:
-    options = prepared.options
+def _uniform_runs(prepared: Prepared) -> dict[str, PrunedRow]:
+    options, model = prepared.options, prepared.model
     criteria = ("contribution", "mean_abs")
     configs = {criterion: options.uniform_config(criterion) for criterion in criteria}
     return compare(model, prepared.data, Traffic(), configs, prepared.protocol, options.seed)
 
 
 def _narrow_runs(
-    model: nn.Module, traffic: Traffic, dense_answers: Tensor, prepared: Prepared
+    traffic: Traffic, dense_answers: Tensor, prepared: Prepared
 ) -> tuple[dict[str, PrunedRow], dict[str, records.Record]]:
     """The traffic of a few classes, then the return of all under each pair of thresholds."""
-    options = prepared.options
+    options, model = prepared.options, prepared.model
 
     def returned(config: dynprune.Config) -> Return:
         arguments = (prepared.protocol, options.seed)
@@ -174,16 +196,20 @@ def _narrow_runs(
     }
 
 
-def _stream(model: nn.Module, dense: DenseRow, prepared: Prepared, console: Console) -> records.Record:
-    """The stream of the options, under the thresholds of uniform and of narrow traffic."""
-    options, data = prepared.options, prepared.data
+def _stream(dense: DenseRow, prepared: Prepared, console: Console) -> records.Record:
+    """The stream of the options, under the thresholds of uniform and of narrow traffic.
+
+    Beside each adapting model stands one that was calibrated on all classes once and is frozen.
+    """
+    options, data, model = prepared.options, prepared.data, prepared.model
     stream = options.parsed_stream()
     assert stream is not None
-    configs = {
-        f"{config.criterion} {config.compensation} {config.prune_threshold:g}/"
-        f"{config.reactivate_threshold:g}": config
-        for config in (options.uniform_config(), options.traffic_config())
-    }
+    served = {}
+    warmup = warmup_rows(data, Traffic(), prepared.protocol, options.seed)
+    for config in (options.uniform_config(), options.traffic_config()):
+        name = f"{config.compensation} {config.prune_threshold:g}/{config.reactivate_threshold:g}"
+        served[f"adapting {name}"] = accelerated(model, data.train, config)
+        served[f"frozen {name}"] = calibrated(model, data.train, config, warmup)
     with _quiet_progress(console) as progress:
         task = progress.add_task("stream", total=stream.batches)
 
@@ -191,5 +217,17 @@ def _stream(model: nn.Module, dense: DenseRow, prepared: Prepared, console: Cons
             progress.update(task, advance=1, refresh=progress.tasks[0].completed % 20 == 0)
 
         predict = dense_in_each_format(model)[dense.batch_format]
-        served = serve_stream(model, predict, data.train, data.test, stream, configs, on_batch)
-    return {"spec": options.stream, **served}
+        record = serve_stream(predict, served, data.test, stream, on_batch)
+    return {"spec": options.stream, **record}
+
+
+def _trade_off(dense: DenseRow, prepared: Prepared, console: Console) -> records.Record:
+    """What thresholds cost and save, beside static pruning at the same operations."""
+    options, data, model = prepared.options, prepared.data, prepared.model
+    with _quiet_progress(console) as progress:
+        task = progress.add_task("trade-off", total=None)
+
+        def on_point(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, refresh=True)
+
+        return trade_off(model, dense.batch_format, data, prepared.protocol, options.seed, on_point)

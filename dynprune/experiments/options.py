@@ -47,6 +47,9 @@ class Options:
     name: str | None = None
     runs_dir: Path = Path("runs")
     resume: bool = False
+    pretrained: bool = False
+    weights_dir: Path = Path("results")
+    trade_off: bool = False
     device: str = "cpu"
     threads: int | None = None
     limit: int | None = None
@@ -68,6 +71,7 @@ class Options:
         _expect("--device", self.device in DEVICES, f"one of {', '.join(DEVICES)}", self.device)
         there = self.device != "cuda" or torch.cuda.is_available()
         _expect("--device", there, "cpu where torch sees no GPU", self.device)
+        _expect("--resume", not (self.resume and self.pretrained), "it without --pretrained", "both")
         images = self.about.data_set.kind == "image"
         _expect("--augment", images or not self.augment, "an experiment on images", self.experiment)
         names = [traffic.name for traffic in self.traffics]
@@ -85,6 +89,11 @@ class Options:
     def run_dir(self) -> Path:
         """The folder of this run's weights and results."""
         return self.runs_dir / (self.name or self.experiment)
+
+    @property
+    def pretrained_path(self) -> Path:
+        """The weights that come with the project."""
+        return self.weights_dir / f"{self.experiment}.safetensors"
 
     @property
     def checkpoint(self) -> Path:
@@ -115,7 +124,7 @@ class Options:
         recipe = self.about.recipe
         return replace(
             recipe,
-            epochs=recipe.epochs if self.epochs is None else self.epochs,
+            epochs=(0 if self.pretrained else recipe.epochs) if self.epochs is None else self.epochs,
             learning_rate=self.lr,
             batch_size=self.batch_size,
             seed=self.seed,
@@ -156,7 +165,8 @@ class Protocol:
     on the whole test split of its traffic. Times are taken over ``timed_samples`` (batch 64; fewer
     if the traffic has fewer) and ``single_samples`` (batch 1), in at least ``repeats`` passes and
     ``timed_calls`` calls. When all classes return, the first ``return_skip`` of ``return_batches``
-    batches are not judged.
+    batches are not judged. Each point of a trade-off is judged on at most ``swept_samples`` and timed on
+    ``swept_batches`` batches of 64.
     """
 
     warmup_samples: int = 2000
@@ -166,6 +176,8 @@ class Protocol:
     repeats: int = 5
     return_skip: int = 16
     return_batches: int = 80
+    swept_samples: int = 10_000
+    swept_batches: int = 4
 
     @classmethod
     def for_limit(cls, limit: int | None, heavy: bool = False) -> Protocol:
@@ -179,8 +191,11 @@ class Protocol:
                 repeats=2,
                 return_skip=1,
                 return_batches=3,
+                swept_batches=1,
             )
-        return cls(timed_samples=256, timed_calls=20, single_samples=50) if heavy else cls()
+        if not heavy:
+            return cls()
+        return cls(timed_samples=256, timed_calls=20, single_samples=50, swept_samples=2000, swept_batches=1)
 
     def repeats_for(self, calls: int) -> int:
         """The number of timed passes, if one pass makes ``calls`` calls."""

@@ -67,6 +67,7 @@ def options_record(options: Options) -> Record:
     record["name"] = options.run_dir.name
     record["data_dir"] = None if options.data_dir is None else str(options.data_dir)
     record["runs_dir"] = str(options.runs_dir)
+    record["weights_dir"] = str(options.weights_dir)
     return record
 
 

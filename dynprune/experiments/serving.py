@@ -52,6 +52,16 @@ def accelerated(model: nn.Module, split: Split, config: dynprune.Config) -> dynp
     return dynprune.accelerate(model, split.samples.inputs(split.rows[:BATCH_SIZE]), config)
 
 
+def calibrated(
+    model: nn.Module, split: Split, config: dynprune.Config, rows: Tensor
+) -> dynprune.AcceleratedModel:
+    """``model`` pruned once, by what ``rows`` int64 [n] of ``split`` use, and frozen."""
+    fast = accelerated(model, split, config)
+    fast.calibrate(split.samples.inputs(some) for some in torch.split(rows, BATCH_SIZE))
+    fast.freeze()
+    return fast
+
+
 def traffic_rows(split: Split, traffic: Traffic) -> Tensor:
     """The rows of ``split`` in ``traffic``, int64 [n], in their order."""
     return traffic.rows(split.labels, split.samples.lengths)

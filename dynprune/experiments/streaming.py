@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import dynprune
 from dynprune.experiments.evaluation import BATCH_SIZE, Predict, class_logits
 from dynprune.experiments.samples import Inputs, Split
-from dynprune.experiments.serving import Activity, accelerated, watch
+from dynprune.experiments.serving import Activity, watch
 from dynprune.streams import Arrival, Stream
 
 Record = dict[str, Any]
@@ -20,33 +20,29 @@ Columns = dict[str, list[Any]]
 
 
 def serve_stream(
-    model: nn.Module,
     dense: Predict,
-    train: Split,
-    test: Split,
+    served: Mapping[str, dynprune.AcceleratedModel],
+    split: Split,
     stream: Stream,
-    configs: Mapping[str, dynprune.Config],
     on_batch: Callable[[], None] = lambda: None,
 ) -> Record:
     """What happens in each batch, as plain data.
 
-    ``dense``: ``model`` as it is timed; ``train``: shapes come from its first samples; ``test``: the samples
-    that arrive. Every model starts with nothing pruned and serves every batch; which of them is first
-    changes from batch to batch. The result has ``phase`` and ``phase_share`` (of the samples that belong to
-    it) per batch, and for ``dense`` and each of ``runs`` columns with one value per batch: ``accuracy``,
-    ``time_ms`` per sample, and of the latter also ``active_fraction``, ``operations_share``, ``flips``,
-    ``canary_rows``, ``observing``, ``active_share`` per group, and with a guard ``divergence`` (estimate and
-    the ends of the interval).
+    ``dense``: the model as it is timed; ``served``: the models made of it; ``split``: the samples that
+    arrive. Every model serves every batch; which of them is first changes from batch to batch. The result has
+    ``phase`` and ``phase_share`` (of the samples that belong to it) per batch, and for ``dense`` and each of
+    ``runs`` columns with one value per batch: ``accuracy``, ``time_ms`` per sample, and of the latter also
+    ``active_fraction``, ``operations_share``, ``flips``, ``canary_rows``, ``observing``, ``active_share`` per
+    group, and with a guard ``divergence`` (estimate and the ends of the interval).
     """
-    fast = {name: accelerated(model, train, config) for name, config in configs.items()}
-    columns: dict[str, Columns] = {name: {} for name in ("dense", *fast)}
+    columns: dict[str, Columns] = {name: {} for name in ("dense", *served)}
     phases, shares = [], []
     names = list(columns)
     with torch.inference_mode():
-        dense(*test.samples.inputs(test.rows[:BATCH_SIZE]))
-        for arrival in stream.arrivals(test.labels, test.samples.lengths, BATCH_SIZE):
-            inputs = test.samples.inputs(arrival.rows, _corruption(stream, arrival))
-            labels = test.labels[arrival.rows]
+        dense(*split.samples.inputs(split.rows[:BATCH_SIZE]))
+        for arrival in stream.arrivals(split.labels, split.samples.lengths, BATCH_SIZE):
+            inputs = split.samples.inputs(arrival.rows, _corruption(stream, arrival))
+            labels = split.labels[arrival.rows]
             phases.append(arrival.phase)
             shares.append(round((arrival.phases == arrival.phase).double().mean().item(), 4))
             first = arrival.number % len(names)
@@ -54,28 +50,26 @@ def serve_stream(
                 if name == "dense":
                     _add(columns[name], _answered(dense, inputs, labels))
                 else:
-                    _add(columns[name], _adapted(fast[name], inputs, labels))
+                    _add(columns[name], _adapted(served[name], inputs, labels))
             on_batch()
     return {
-        "stream": {
-            "kind": stream.kind,
-            "rounds": stream.rounds,
-            "batch_size": BATCH_SIZE,
-            "phases": [{"name": phase.name, "batches": phase.batches} for phase in stream.phases],
-        },
+        "kind": stream.kind,
+        "rounds": stream.rounds,
+        "batch_size": BATCH_SIZE,
+        "phases": [{"name": phase.name, "batches": phase.batches} for phase in stream.phases],
         "phase": phases,
         "phase_share": shares,
         "dense": columns["dense"],
         "runs": {
             name: {
-                "criterion": config.criterion,
-                "compensation": config.compensation,
-                "prune_threshold": config.prune_threshold,
-                "reactivate_threshold": config.reactivate_threshold,
-                "max_divergence": config.max_divergence,
+                "criterion": fast.config.criterion,
+                "compensation": fast.config.compensation,
+                "prune_threshold": fast.config.prune_threshold,
+                "reactivate_threshold": fast.config.reactivate_threshold,
+                "max_divergence": fast.config.max_divergence,
                 **columns[name],
             }
-            for name, config in configs.items()
+            for name, fast in served.items()
         },
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 import dynprune
@@ -288,3 +290,40 @@ def test_a_checkpoint_of_another_training_is_an_error(data_dir: Path, tmp_path: 
     error = _one_line_error(_small(data_dir, tmp_path, "mnist-mlp", *traffic, "--resume", "--lr", "0.01"))
     expected = f"--resume: expected learning_rate 0.01 in {tmp_path / 'mnist-mlp' / 'checkpoint.safetensors'}"
     assert error == f"{expected}, got 0.001"
+
+
+def _export(weights: Path, name: str, output: Path) -> None:
+    tool = Path(__file__).parents[2] / "tools" / "export_weights.py"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(tool), str(weights), "--experiment", name, "--output", str(output)])
+        runpy.run_path(str(tool), run_name="__main__")
+
+
+def test_pretrained_starts_from_the_weights_of_the_project(text_dir: Path, tmp_path: Path) -> None:
+    traffic = ["--traffic", "short"]
+    assert _small(text_dir, tmp_path, "sst2-bilstm", *traffic).exit_code == 0
+    trained = load_file(tmp_path / "sst2-bilstm" / "model.safetensors")
+    _export(tmp_path / "sst2-bilstm" / "model.safetensors", "sst2-bilstm", tmp_path / "results")
+    smaller = (tmp_path / "results" / "sst2-bilstm.safetensors").stat().st_size
+    assert smaller < 0.6 * (tmp_path / "sst2-bilstm" / "model.safetensors").stat().st_size
+    common = ["--data-dir", text_dir, "--runs-dir", tmp_path, "--limit", "20", "--threads", "1", *traffic]
+    pretrained = [*common, "--pretrained", "--weights-dir", tmp_path / "results", "--name", "again"]
+    result = _dynprune("experiment", "sst2-bilstm", *pretrained)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "again" / "results.json").read_text())["training"] == []
+    for name, weight in load_file(tmp_path / "again" / "model.safetensors").items():
+        assert torch.equal(weight, trained[name].half().float()), name
+
+
+def test_pretrained_weights_that_are_missing_or_of_another_model(data_dir: Path, tmp_path: Path) -> None:
+    arguments = ["experiment", "mnist-cnn", "--data-dir", data_dir, "--runs-dir", tmp_path / "runs"]
+    arguments += ["--pretrained", "--weights-dir", tmp_path]
+    path = tmp_path / "mnist-cnn.safetensors"
+    error = _one_line_error(_dynprune(*arguments))
+    assert error == f"weights: expected a file {path}, got no such file"
+    path.write_bytes(b"not weights")
+    error = _one_line_error(_dynprune(*arguments))
+    assert error.startswith(f"weights: expected a safetensors file of dynprune at {path}, got ")
+    save_file({"conv1.weight": torch.zeros(2)}, path)
+    error = _one_line_error(_dynprune(*arguments))
+    assert error == f"weights: expected conv1.bias [32] in {path}, got None"
