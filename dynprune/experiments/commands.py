@@ -174,6 +174,29 @@ def experiment(
             console.print(f"written: {each.options.run_dir / 'results.json'}")
 
 
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs, such as runs/mnist-cnn.")],
+    output: Annotated[Path, typer.Option(help="Folder for report.html, report.md and its plots.")] = Path(
+        "runs/report"
+    ),
+) -> None:
+    """Write one HTML page, and Markdown with plots, of finished runs."""
+    with _clear_errors(OSError, ValueError):
+        from dynprune.experiments.report import html, markdown
+        from dynprune.experiments.report.read import read_results
+
+        results = [read_results(folder) for folder in runs]
+        names = [folder.resolve().name for folder in runs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"report: expected folders with different names, got {', '.join(names)}")
+        output.mkdir(parents=True, exist_ok=True)
+        page = output / "report.html"
+        page.write_text(html.page(results, names), encoding="utf-8")
+        typer.echo(f"written: {page}")
+        typer.echo(f"written: {markdown.write(results, names, output)}")
+
+
 @contextmanager
 def _clear_errors(*expected: type[Exception]) -> Iterator[None]:
     """Turn the errors that a user can cause into one line and exit status 2."""
