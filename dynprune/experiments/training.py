@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dynprune.experiments import checkpoints
 from dynprune.experiments.augment import AUGMENTATIONS
 from dynprune.experiments.evaluation import class_logits, predict_all, quality
+from dynprune.experiments.resources import Gpu, gpu_now
 from dynprune.experiments.samples import Change, Inputs, Split
 from dynprune.streams import shuffled_rounds
 
@@ -49,13 +50,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Epoch:
-    """Means over the samples of one epoch, taken while the weights change, and those held out."""
+    """Means over the samples of one epoch, taken while the weights change, and those held out.
+
+    ``gpu``: the GPU at its end, where it trained there.
+    """
 
     loss: float
     accuracy: float
     seconds: float
     validation_loss: float | None = None
     validation_accuracy: float | None = None
+    gpu: Gpu | None = None
 
 
 @dataclass
@@ -90,7 +95,12 @@ class _State:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
         self.best = parts["best"]
-        self.history = [Epoch(**epoch) for epoch in about["history"]]
+        self.history = [_epoch_of(epoch) for epoch in about["history"]]
+
+
+def _epoch_of(record: dict[str, Any]) -> Epoch:
+    gpu = record.pop("gpu")
+    return Epoch(**record, gpu=None if gpu is None else Gpu(**gpu))
 
 
 def check_resumable(checkpoint: Path, recipe: Recipe) -> None:
@@ -178,7 +188,9 @@ def _epoch(
             loss_sum += loss.detach().cpu() * len(rows)
             correct += (logits.detach().argmax(1) == labels).sum().cpu()
             on_batch(epoch, loss.item())
-    return Epoch(loss_sum.item() / kept, correct.item() / kept, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    gpu = gpu_now() if device == "cuda" else None
+    return Epoch(loss_sum.item() / kept, correct.item() / kept, seconds, gpu=gpu)
 
 
 def _judge(state: _State, split: Split, kept: int, device: str) -> None:
@@ -192,11 +204,9 @@ def _judge(state: _State, split: Split, kept: int, device: str) -> None:
     before = [epoch.validation_loss for epoch in state.history[:-1]]
     if judged.loss < min((loss for loss in before if loss is not None), default=math.inf):
         state.best = copy.deepcopy(model.state_dict())
-    last = asdict(state.history[-1]) | {
-        "validation_loss": judged.loss,
-        "validation_accuracy": judged.accuracy,
-    }
-    state.history[-1] = Epoch(**last)
+    state.history[-1] = replace(
+        state.history[-1], validation_loss=judged.loss, validation_accuracy=judged.accuracy
+    )
 
 
 def _batches(split: Split, kept: int, recipe: Recipe, epoch: int) -> list[Tensor]:

@@ -20,7 +20,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"report: expected {path}, got no such file")
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"report: expected JSON in {path}, got {error}") from error
     missing = [name for name in NEEDED if not isinstance(results, dict) or name not in results]
