@@ -127,6 +127,8 @@ def run(prepared: Prepared, console: Console) -> Mapping[str, Any]:
         "dense": runs["contribution"]["dense"],
         "runs": runs,
     }
+    if options.limit is None and data.source.kind != "embedded":
+        results["bars"] = records.bars_record(options.about, results["dense"])
     if narrow:
         results["traffic_mean"] = {
             compensation: records.traffic_mean_record([rows[compensation] for rows, _ in narrow])

@@ -22,6 +22,7 @@ import psutil
 import torch
 
 import dynprune
+from dynprune.experiments.catalogue import Experiment
 from dynprune.experiments.data import Data
 from dynprune.experiments.evaluation import BATCH_SIZE, Quality
 from dynprune.experiments.measuring import DenseRow, PrunedRow, Times
@@ -159,6 +160,18 @@ def traffic_mean_record(rows: Sequence[PrunedRow]) -> Record:
         "time_share_per_operations_share": time / operations,
         "accuracy_difference": statistics.fmean(row.accuracy_difference for row in rows),
     }
+
+
+def bars_record(experiment: Experiment, dense: Record) -> Record:
+    """What the dense model has to reach on the full data, and whether it does."""
+    record: Record = {}
+    if experiment.bar is not None:
+        accuracy = dense["eval_accuracy"]
+        record["accuracy"] = {"least": experiment.bar, "got": accuracy, "met": accuracy >= experiment.bar}
+    if experiment.loss_bar is not None:
+        loss = dense["eval_loss"]
+        record["loss"] = {"most": experiment.loss_bar, "got": loss, "met": loss <= experiment.loss_bar}
+    return record
 
 
 def write_json(record: Mapping[str, Any], path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 from torch.nn.utils import prune
@@ -24,10 +25,11 @@ class Pruned:
     operations_share: float
 
 
-def torch_pruning(model: nn.Module, example: Inputs, share: float) -> Pruned:
-    """Channels removed by Torch-Pruning (Fang et al. 2023), the least weights first over all layers.
+def torch_pruning(model: nn.Module, example: Inputs, share: float, everywhere: bool) -> Pruned:
+    """Channels with the least weights removed by Torch-Pruning (Fang et al. 2023).
 
-    ``example``: inputs of batch 1. The ratio that leaves ``share`` of the operations is found by bisection.
+    ``example``: inputs of batch 1; ``everywhere``: the least over all layers, not the same share of each. The
+    ratio that leaves ``share`` of the operations is found by bisection.
 
     Raises:
         NotImplementedError: Torch-Pruning is not installed, or the model has an LSTM.
@@ -52,14 +54,15 @@ def torch_pruning(model: nn.Module, example: Inputs, share: float) -> Pruned:
             thin,
             example,
             importance=tp.importance.MagnitudeImportance(p=2),
-            global_pruning=True,
+            global_pruning=everywhere,
             pruning_ratio=ratio,
             max_pruning_ratio=0.95,
             ignored_layers=[last],
         )
         pruner.step()
         thin.requires_grad_(False)
-        return Pruned("Torch-Pruning", thin, operations_per_sample(thin, example) / dense)
+        name = "Torch-Pruning, " + ("all layers" if everywhere else "per layer")
+        return Pruned(name, thin, operations_per_sample(thin, example) / dense)
 
     low, high = 0.0, 1.0
     best = pruned(0.0)
@@ -92,6 +95,7 @@ def torch_masks(model: nn.Module, example: Inputs, share: float) -> Pruned:
 
 
 METHODS: dict[str, Callable[[nn.Module, Inputs, float], Pruned]] = {
-    "Torch-Pruning": torch_pruning,
+    "Torch-Pruning, all layers": partial(torch_pruning, everywhere=True),
+    "Torch-Pruning, per layer": partial(torch_pruning, everywhere=False),
     "torch masks": torch_masks,
 }

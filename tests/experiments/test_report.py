@@ -77,7 +77,7 @@ def results() -> dict[str, Any]:
         }
         for method, stand_in, share, accuracy in (
             ("contribution", "mean", 0.5, 0.795),
-            ("contribution", "mean", 0.25, 0.6),
+            ("contribution", "mean", 0.25, 0.7),
             ("Torch-Pruning", None, 0.5, 0.4),
         )
     ]
@@ -127,11 +127,13 @@ def test_figures(results: dict[str, Any]) -> None:
     off = figures["trade-off-operations"]
     assert isinstance(off, Chart)
     assert off.series[0] == Series("dense", [25.0, 100], [80.0, 80.0], reference=True)
-    assert off.series[1] == Series("contribution, mean", [25.0, 50.0], [60.0, 79.5])
-    assert off.text.endswith("80.00%: contribution, mean 50%.")
+    assert off.series[1] == Series("contribution, mean", [25.0, 50.0], [70.0, 79.5])
+    assert len(off.series) == 2
+    assert off.text.endswith("80.00%: contribution, mean 50%. Not drawn, because lower than 65%: 1.")
     flips = figures["stream-flips"]
     assert isinstance(flips, Chart)
-    assert [(s.name, list(s.y)) for s in flips.series] == [("adapting mean", [0, 5, 10, 15])]
+    drawn = [(series.name, list(series.y)) for series in flips.series]
+    assert drawn == [("adapting mean", [0, 5, 10, 15]), ("frozen mean", [0, 0, 0, 0])]
     assert list(flips.marks) == [(1.0, "0"), (3.0, "1")]
     heat = figures["usage-adapting-mean"]
     assert isinstance(heat, HeatMap)

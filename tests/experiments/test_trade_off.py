@@ -49,11 +49,11 @@ def test_masks_of_an_lstm() -> None:
     assert share == pytest.approx(0.5, abs=1e-3)
 
 
-@pytest.mark.parametrize("share", [0.7, 0.3])
-def test_torch_pruning_meets_the_share(share: float) -> None:
+@pytest.mark.parametrize(("share", "everywhere"), [(0.7, True), (0.3, False)])
+def test_torch_pruning_meets_the_share(share: float, everywhere: bool) -> None:
     pytest.importorskip("torch_pruning")
     model = models.mnist_cnn(0).eval()
-    pruned = static.torch_pruning(model, EXAMPLE, share)
+    pruned = static.torch_pruning(model, EXAMPLE, share, everywhere)
     assert pruned.operations_share == pytest.approx(share, abs=0.03)
     left = operations_per_sample(pruned.model, EXAMPLE) / operations_per_sample(model, EXAMPLE)
     assert left == pruned.operations_share
@@ -64,7 +64,7 @@ def test_torch_pruning_meets_the_share(share: float) -> None:
 def test_torch_pruning_says_what_it_cannot_do() -> None:
     message = "Torch-Pruning: expected a model without LSTM, got one with"
     with pytest.raises(NotImplementedError, match=message):
-        static.torch_pruning(models.bilstm(5, 0), (), 0.5)
+        static.torch_pruning(models.bilstm(5, 0), (), 0.5, True)
 
 
 def test_trade_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 Record = Mapping[str, Any]
 # Single batches of 64 are noisy: curves of accuracy are means over so many.
 SMOOTHED_BATCHES = 5
+# Points of a trade-off that lose more accuracy would leave no room for those that matter.
+LARGEST_LOSS = 0.15
 
 
 @dataclass(frozen=True)
@@ -89,24 +91,27 @@ def _trade_offs(record: Record) -> Iterator[Chart]:
         stand_in = point["compensation"]
         name = f"{point['method']}, {stand_in}" if stand_in else point["method"]
         names.setdefault(name, []).append(point)
+    floor = record["dense_accuracy"] - LARGEST_LOSS
     for axis, words in (("operations_share", "operations"), ("time_share", "time")):
         series = []
         best = []
         for name, points in names.items():
-            ordered = sorted(points, key=lambda point: point[axis])
+            ordered = sorted((p for p in points if p["accuracy"] >= floor), key=lambda point: point[axis])
+            if not ordered:
+                continue
             x = [100 * point[axis] for point in ordered]
             series.append(Series(name, x, [100 * point["accuracy"] for point in ordered]))
             free = [p for p in ordered if p["accuracy"] >= record["dense_accuracy"] - 0.01]
             if free:
                 best.append(f"{name} {100 * free[0][axis]:.0f}%")
-        ends = [min(min(s.x) for s in series), max(100, *(max(s.x) for s in series))]
+        ends = [min((min(s.x) for s in series), default=0), max([100, *(max(s.x) for s in series)])]
         dense = 100 * record["dense_accuracy"]
         series.insert(0, Series("dense", ends, [dense, dense], reference=True))
-        text = (
-            f"Least {words} within one point of the dense accuracy of {dense:.2f}%: "
-            + (", ".join(best) or "none")
-            + "."
-        )
+        least = ", ".join(best) or "none"
+        text = f"Least {words} within one point of the dense accuracy of {dense:.2f}%: {least}."
+        below = sum(point["accuracy"] < floor for point in record["points"])
+        if below:
+            text += f" Not drawn, because lower than {100 * floor:.0f}%: {below}."
         yield Chart(
             f"trade-off-{words}",
             f"Accuracy against {words}",
@@ -151,7 +156,6 @@ def _stream(record: Record) -> Iterator[Figure]:
             curves(column, 1, list(runs.items())),
             marks=marks,
         )
-    adapting = {name: run for name, run in runs.items() if sum(run["flips"]) > 0}
     totals = ", ".join(f"{name} {sum(run['flips'])}" for name, run in runs.items())
     yield Chart(
         "stream-flips",
@@ -159,10 +163,12 @@ def _stream(record: Record) -> Iterator[Figure]:
         "batch",
         "flips so far",
         f"Units that left or entered the active set: {totals}.",
-        [Series(name, batches, list(accumulate(run["flips"]))) for name, run in adapting.items()],
+        [Series(name, batches, list(accumulate(run["flips"]))) for name, run in runs.items()],
         marks=marks,
     )
-    for name, run in adapting.items():
+    for name, run in runs.items():
+        if sum(run["flips"]) == 0:
+            continue
         shares = run["active_share"]
         least = min(shares, key=lambda group: mean(shares[group]))
         yield HeatMap(

@@ -11,11 +11,12 @@ from dynprune.experiments.report.figures import Bars, Chart, Figure, HeatMap
 
 # Narrow on purpose: on a phone the text is then still large enough to read.
 WIDTH, HEIGHT = 400, 250
-LEFT, RIGHT, TOP, BOTTOM = 44, 8, 20, 36
+LEFT, RIGHT, TOP, BOTTOM = 44, 14, 30, 36
 COLOURS = 8  # of the page's --series-N
 DASHES = ("", "6 3", "2 2", "8 3 2 3")
 HEAT_ROW = 18
 BAR = 9
+MARK_CHARACTER = 5  # width of a character of a mark's label, about
 
 Scale = Callable[[float], float]
 
@@ -140,15 +141,17 @@ def _axes(
 
 
 def _marks(figure: Figure, across: Scale, height: int) -> str:
+    """Vertical lines, with their labels above where there is room for them."""
     parts = []
+    free = 0.0
     for x, label in figure.marks:
         place = across(x)
         parts.append(
-            f'<line class="mark" x1="{place:.1f}" x2="{place:.1f}" y1="{TOP - 4}" y2="{height - BOTTOM}"/>'
+            f'<line class="mark" x1="{place:.1f}" x2="{place:.1f}" y1="{TOP - 12}" y2="{height - BOTTOM}"/>'
         )
-        parts.append(
-            f'<text class="mark" x="{place + 2:.1f}" y="{height - BOTTOM - 4}">{escape(label)}</text>'
-        )
+        if place >= free:
+            parts.append(f'<text class="mark" x="{place + 2:.1f}" y="{TOP - 5}">{escape(label)}</text>')
+            free = place + MARK_CHARACTER * len(label)
     return "".join(parts)
 
 
