@@ -31,7 +31,7 @@ class Experiment:
     ``build`` makes the untrained model; ``reading`` says how texts become numbers; ``traffic`` are subsets as
     ``Traffic.parse`` reads them, ``thresholds`` those under which they are served (prune, reactivate);
     ``bar`` is the accuracy that the dense model has after full training, at least, and ``loss_bar`` the loss
-    it has at most; ``heavy``: a sample takes so long that fewer are timed.
+    it has at most; ``heavy``: a sample takes so long that fewer are served and timed.
     """
 
     name: str

@@ -47,12 +47,17 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> No
     Raises:
         ValueError: a name or a shape is another; ``path`` is what the message calls the file.
     """
+    check_fit(model, tensors, path)
+    model.load_state_dict(dict(tensors))
+
+
+def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise what :func:`load_into` would raise, and load nothing."""
     own = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     got = {name: list(tensor.shape) for name, tensor in tensors.items()}
     if own != got:
         name = min(n for n in own.keys() | got.keys() if own.get(n) != got.get(n))
         raise ValueError(f"weights: expected {name} {own.get(name)} in {path}, got {got.get(name)}")
-    model.load_state_dict(dict(tensors))
 
 
 def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -73,7 +73,8 @@ def prepare(options: Options) -> Prepared:
         checkpoints.load_into(model, weights, path)
         model.eval()
     if options.resume and options.checkpoint.is_file():
-        check_resumable(options.checkpoint, options.recipe(len(data.train)))
+        samples = len(data.train)
+        check_resumable(options.checkpoint, model, options.recipe(samples), samples)
     stream = options.parsed_stream()
     phases = [] if stream is None else [phase.traffic for phase in stream.phases]
     for traffic in (*options.traffics, *phases):

@@ -181,7 +181,7 @@ class Protocol:
 
     @classmethod
     def for_limit(cls, limit: int | None, heavy: bool = False) -> Protocol:
-        """The full protocol, fewer timed samples of a heavy model, or a short one for less than 1,000."""
+        """The full protocol, fewer samples of a heavy model, or a short one for less than 1,000."""
         if limit is not None and limit < 1000:
             return cls(
                 warmup_samples=limit,
@@ -195,7 +195,15 @@ class Protocol:
             )
         if not heavy:
             return cls()
-        return cls(timed_samples=256, timed_calls=20, single_samples=50, swept_samples=2000, swept_batches=1)
+        return cls(
+            warmup_samples=1024,
+            timed_samples=256,
+            timed_calls=20,
+            single_samples=50,
+            return_batches=40,
+            swept_samples=2000,
+            swept_batches=1,
+        )
 
     def repeats_for(self, calls: int) -> int:
         """The number of timed passes, if one pass makes ``calls`` calls."""

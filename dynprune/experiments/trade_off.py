@@ -70,7 +70,7 @@ class _Judge:
             logits = predict_all(fast, self.data.test, self.rows)
         return self._point(criterion, compensation, threshold, activity.operations_share, logits, fast)
 
-    def static(self, pruned: static.Pruned) -> Point:
+    def rival(self, pruned: static.Pruned) -> Point:
         predict = self.placed(pruned.model)
         logits = predict_all(predict, self.data.test, self.rows)
         return self._point(pruned.method, None, None, pruned.operations_share, logits, predict)
@@ -130,7 +130,7 @@ def trade_off(
     for method, prune in static.METHODS.items():
         for share in shares:
             try:
-                points.append(judge.static(prune(model, example, share)))
+                points.append(judge.rival(prune(model, example, share)))
             except NotImplementedError as error:
                 missing[method] = str(error)
                 break

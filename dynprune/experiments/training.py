@@ -72,16 +72,20 @@ class _State:
     history: list[Epoch]
     best: dict[str, Tensor]  # empty where nothing is held out
 
-    def save(self, path: Path, recipe: Recipe) -> None:
+    def save(self, path: Path, recipe: Recipe, samples: int) -> None:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         for number, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{number}.{name}": value for name, value in values.items()}
-        about = {"recipe": asdict(recipe), "history": [asdict(epoch) for epoch in self.history]}
+        about = {
+            "recipe": asdict(recipe),
+            "samples": samples,
+            "history": [asdict(epoch) for epoch in self.history],
+        }
         checkpoints.save(tensors, path, about)
 
-    def load(self, path: Path, recipe: Recipe) -> None:
-        check_resumable(path, recipe)
+    def load(self, path: Path, recipe: Recipe, samples: int) -> None:
+        check_resumable(path, self.model, recipe, samples)
         tensors, about = checkpoints.read(path)
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "adam": {}}
         for name, tensor in tensors.items():
@@ -103,17 +107,20 @@ def _epoch_of(record: dict[str, Any]) -> Epoch:
     return Epoch(**record, gpu=None if gpu is None else Gpu(**gpu))
 
 
-def check_resumable(checkpoint: Path, recipe: Recipe) -> None:
-    """Whether a training by ``recipe`` may go on from ``checkpoint``.
+def check_resumable(checkpoint: Path, model: nn.Module, recipe: Recipe, samples: int) -> None:
+    """Whether a training of ``model`` by ``recipe`` on ``samples`` samples may go on from ``checkpoint``.
 
     Raises:
         ValueError: it is no checkpoint of such a training.
     """
-    _, about = checkpoints.read(checkpoint)
-    expected, got = asdict(recipe), about.get("recipe") or {}
+    tensors, about = checkpoints.read(checkpoint)
+    expected = {**asdict(recipe), "samples": samples}
+    got = {**(about.get("recipe") or {}), "samples": about.get("samples")}
     for name, value in expected.items():
         if got.get(name) != value:
             raise ValueError(f"--resume: expected {name} {value} in {checkpoint}, got {got.get(name)}")
+    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    checkpoints.check_fit(model, weights, checkpoint)
 
 
 def train(
@@ -139,7 +146,7 @@ def train(
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = _State(model, torch.optim.Adam(model.parameters(), lr=recipe.learning_rate), [], {})
     if resume and checkpoint is not None and checkpoint.is_file():
-        state.load(checkpoint, recipe)
+        state.load(checkpoint, recipe, len(split))
     kept = len(split) - recipe.validation
     with torch.random.fork_rng(devices=[0] if device == "cuda" else []):
         for epoch in range(len(state.history), recipe.epochs):
@@ -148,7 +155,7 @@ def train(
             state.history.append(_epoch(state, split, kept, recipe, epoch, device, on_batch))
             _judge(state, split, kept, device)
             if checkpoint is not None:
-                state.save(checkpoint, recipe)
+                state.save(checkpoint, recipe, len(split))
     if state.best:
         model.load_state_dict(state.best)
     model.to(device="cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]

@@ -206,11 +206,20 @@ def test_numbers_are_consistent(finished: tuple[Path, str]) -> None:
 def test_stream_is_recorded_batch_by_batch(finished: tuple[Path, str]) -> None:
     stream = json.loads((finished[0] / "results.json").read_text())["stream"]
     assert stream["phase"] == 12 * [0] + 4 * [1]
-    assert [phase["name"] for phase in stream["stream"]["phases"]] == ["0,1", "all"]
-    assert list(stream["runs"]) == ["contribution mean 0.05/0.1", "contribution lstsq 0.6/0.7"]
+    assert [phase["name"] for phase in stream["phases"]] == ["0,1", "all"]
+    assert list(stream["runs"]) == [
+        "adapting mean 0.05/0.1",
+        "frozen mean 0.05/0.1",
+        "adapting lstsq 0.6/0.7",
+        "frozen lstsq 0.6/0.7",
+    ]
     for run in (stream["dense"], *stream["runs"].values()):
         assert len(run["accuracy"]) == len(run["time_ms"]) == 16
-    narrow = stream["runs"]["contribution lstsq 0.6/0.7"]
+    frozen = stream["runs"]["frozen lstsq 0.6/0.7"]
+    assert sum(frozen["flips"]) == sum(frozen["canary_rows"]) == 0
+    assert len(set(frozen["active_fraction"])) == 1
+    assert frozen["active_fraction"][0] < 1
+    narrow = stream["runs"]["adapting lstsq 0.6/0.7"]
     # Evidence of 512 rows is gathered with everything active; then much is pruned at once.
     assert narrow["active_fraction"][0] == 1
     assert narrow["active_fraction"][9] < 1
@@ -239,7 +248,7 @@ def test_output(finished: tuple[Path, str]) -> None:
 
 def _small(data: Path, runs: Path, *arguments: str) -> Result:
     common = ["--data-dir", data, "--runs-dir", runs, "--limit", "40", "--epochs", "1", "--threads", "1"]
-    return _dynprune("experiment", *arguments, *map(str, common))
+    return _dynprune("experiment", *map(str, common), *arguments)
 
 
 @pytest.mark.parametrize(
@@ -290,6 +299,10 @@ def test_a_checkpoint_of_another_training_is_an_error(data_dir: Path, tmp_path: 
     error = _one_line_error(_small(data_dir, tmp_path, "mnist-mlp", *traffic, "--resume", "--lr", "0.01"))
     expected = f"--resume: expected learning_rate 0.01 in {tmp_path / 'mnist-mlp' / 'checkpoint.safetensors'}"
     assert error == f"{expected}, got 0.001"
+    error = _one_line_error(_small(data_dir, tmp_path, "mnist-mlp", *traffic, "--resume", "--shape", "64"))
+    assert error.startswith("weights: expected fc1.bias [64] in ")
+    error = _one_line_error(_small(data_dir, tmp_path, "mnist-mlp", *traffic, "--resume", "--limit", "20"))
+    assert error.startswith("--resume: expected samples 20 in ")
 
 
 def _export(weights: Path, name: str, output: Path) -> None:
