@@ -60,7 +60,7 @@ def _stream_run(active: list[float], flips: list[int]) -> dict[str, Any]:
         "active_fraction": active,
         "operations_share": active,
         "flips": flips,
-        "active_share": {"conv1": active, "fc1": [1.0, 1.0, 1.0, 1.0]},
+        "active_share": {"conv1": active, "lstm.l0_reverse": [1.0, 1.0, 1.0, 1.0]},
     }
 
 
@@ -280,6 +280,11 @@ def test_page_in_a_browser(browser: Any, results: dict[str, Any], tmp_path: Path
         )
         assert len(sizes) == 9
         assert min(sizes) >= 9  # pixels of the smallest axis label
+        cut_off = tab.evaluate(
+            "[...document.querySelectorAll('figure > svg text')].filter(t => t.getBBox().x < 0)"
+            ".map(t => t.textContent)"
+        )
+        assert cut_off == []
         rows = tab.locator("#headline tbody tr:visible")
         assert rows.count() == 5
         tab.fill("#filter", "MEAN_ABS cifar")

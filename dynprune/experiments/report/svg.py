@@ -16,7 +16,8 @@ COLOURS = 8  # of the page's --series-N
 DASHES = ("", "6 3", "2 2", "8 3 2 3")
 HEAT_ROW = 18
 BAR = 9
-MARK_CHARACTER = 5  # width of a character of a mark's label, about
+# Widths of a character, about: of a mark's label, and of other labels.
+MARK_CHARACTER, LABEL_CHARACTER = 5, 7.5
 
 Scale = Callable[[float], float]
 
@@ -77,7 +78,7 @@ def _chart(figure: Chart) -> str:
 
 def _heat_map(figure: HeatMap) -> tuple[int, str]:
     height = TOP + HEAT_ROW * len(figure.rows) + BOTTOM
-    left = LEFT + 36
+    left = _label_width(figure.rows)
     columns = max(map(len, figure.values), default=1)
     across = _scale(1, columns + 1, left, WIDTH - RIGHT)
     parts = []
@@ -102,7 +103,7 @@ def _heat_map(figure: HeatMap) -> tuple[int, str]:
 def _bars(figure: Bars) -> tuple[int, str]:
     row = BAR * len(figure.series) + 6
     height = TOP + row * len(figure.categories) + BOTTOM
-    left = LEFT + 36
+    left = _label_width(figure.categories)
     values = [value for _, series in figure.series for value in series]
     across = _scale(min(0.0, *values), max(0.0, *values), left, WIDTH - RIGHT)
     bottom = height - BOTTOM
@@ -123,6 +124,10 @@ def _bars(figure: Bars) -> tuple[int, str]:
             )
     parts.append(_text((left + WIDTH) / 2, height - 4, figure.x_label, "middle"))
     return height, "".join(parts)
+
+
+def _label_width(labels: Sequence[str]) -> float:
+    return 10 + LABEL_CHARACTER * max(map(len, labels), default=0)
 
 
 def _axes(
