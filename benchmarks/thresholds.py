@@ -15,24 +15,22 @@ import torch
 
 import dynprune
 from dynprune.experiments import serving
-from dynprune.experiments.data import Mnist, load_mnist
+from dynprune.experiments.data import Data, load
+from dynprune.experiments.data_sets import MNIST
 from dynprune.experiments.evaluation import predict_all
 from dynprune.experiments.models import mnist_cnn
 from dynprune.experiments.options import Protocol
-from dynprune.experiments.traffic import Traffic
-from dynprune.experiments.training import train
+from dynprune.experiments.training import Recipe, train
+from dynprune.streams import Traffic
 
 THRESHOLDS = ((0.05, 0.1), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (0.6, 0.7))
 TRAFFIC = (Traffic(), Traffic((0, 1)), Traffic((4, 9)), Traffic((3, 5)), Traffic((2, 7)))
 
 
-def rows_of(seed: int, subset: Mnist, full: Mnist) -> list[dict[str, object]]:
+def rows_of(seed: int, subset: Data, full: Data) -> list[dict[str, object]]:
     """One record per choice, for the model of one seed."""
     protocol, model = Protocol(), mnist_cnn(seed)
-    train(
-        model, subset.train, epochs=4, learning_rate=0.001, batch_size=64, seed=seed,
-        on_batch=lambda epoch, loss: None,
-    )  # fmt: skip
+    train(model, subset.train, Recipe(epochs=4, seed=seed))
     rows: list[dict[str, object]] = []
     for compensation in ("mean", "lstsq"):
         for prune, reactivate in THRESHOLDS:
@@ -40,10 +38,10 @@ def rows_of(seed: int, subset: Mnist, full: Mnist) -> list[dict[str, object]]:
             for traffic in TRAFFIC:
                 fast = serving.adapt(model, subset, traffic, config, protocol, seed)
                 judged = serving.judged_rows(full.test, traffic, seed)
-                images, labels = full.test.images[judged], full.test.labels[judged]
-                dense = predict_all(model, images).argmax(1)
+                labels = full.test.labels[judged]
+                dense = predict_all(model, full.test, judged).argmax(1)
                 with serving.watch(fast) as activity:
-                    answers = predict_all(fast, images).argmax(1)
+                    answers = predict_all(fast, full.test, judged).argmax(1)
                 rows.append(
                     {
                         "seed": seed,
@@ -68,7 +66,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/thresholds-mnist.json"))
     options = parser.parse_args()
     torch.set_flush_denormal(True)
-    subset, full = load_mnist(None, None), load_mnist(options.data_dir, None)
+    subset, full = load(MNIST), load(MNIST, options.data_dir)
     rows = [row for seed in options.seeds for row in rows_of(seed, subset, full)]
     options.out.write_text(json.dumps({"threads": torch.get_num_threads(), "rows": rows}, indent=1) + "\n")
     print("compensation thresholds | all classes: operations, accuracy | pairs of classes | worst pair")

@@ -6,14 +6,25 @@ import sys
 
 import torch
 
-# What the extra `experiments` brings, by the names of the modules.
-EXTRA_MODULES = frozenset(
-    {"datasets", "huggingface_hub", "psutil", "rich", "safetensors", "torchmetrics", "typer"}
-)
+# What the extras bring, by the names of the modules.
+EXTRAS = {
+    "experiments": {
+        "datasets",
+        "huggingface_hub",
+        "psutil",
+        "pynvml",
+        "rich",
+        "safetensors",
+        "tokenizers",
+        "torchmetrics",
+        "typer",
+    },
+    "reports": {"jinja2", "matplotlib"},
+}
 
 
 def main() -> None:
-    """Run the command line; without the extra ``experiments`` say so and end with status 2."""
+    """Run the command line; where an extra is missing say so and end with status 2."""
     # Before anything starts a thread: the threads of the pool inherit the setting.
     torch.set_flush_denormal(True)
     try:
@@ -22,11 +33,12 @@ def main() -> None:
         app()
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in EXTRA_MODULES:
+        extra = next((name for name, modules in EXTRAS.items() if missing in modules), None)
+        if extra is None:
             raise
         print(
             f"error: dynprune: expected {missing} to be installed, got no such module; run "
-            "pip install 'dynprune[experiments]'",
+            f"pip install 'dynprune[{extra}]'",
             file=sys.stderr,
         )
         sys.exit(2)

@@ -10,34 +10,15 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
-from typer.core import TyperGroup
 
 import dynprune
-from dynprune.experiments.report import make_console, show
-
-
-class NamedExperiments(TyperGroup):
-    """Commands whose names an unknown one is answered with."""
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The experiment ``cmd_name``; for an unknown name the program ends with exit status 2."""
-        if cmd_name not in self.commands:
-            known = ", ".join(sorted(self.commands))
-            raise _failed(f"experiment: expected one of {known}, got {cmd_name}")
-        return self.commands[cmd_name]
-
+from dynprune.experiments.tables import make_console, show
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Prune the unused neurons of a trained model while it serves.",
 )
-experiments = typer.Typer(
-    cls=NamedExperiments,
-    no_args_is_help=True,
-    help="Train a model on real data, then serve it dense and pruned.",
-)
-app.add_typer(experiments, name="experiment")
 
 
 @app.command()
@@ -54,70 +35,166 @@ def info(
     console.print(_backends_table(facts["backends"]))
 
 
-# Without this, typer would not treat `experiments` as a group while it has a single command.
-@experiments.callback()
-def _experiments() -> None:
-    pass
-
-
-@experiments.command("mnist-cnn")
-def mnist_cnn(
-    epochs: Annotated[int, typer.Option(help="Rounds over the training images.")] = 20,
-    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 0.001,
-    batch_size: Annotated[int, typer.Option(help="Images per training step.")] = 64,
-    seed: Annotated[int, typer.Option(help="Determines weights, order and choices.")] = 0,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder that holds mnist/*.parquet, as on the hub.")
+@app.command()
+def experiment(
+    name_of: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="mnist-cnn, mnist-mlp, cifar10-cnn, cifar10-vgg16, imdb-bilstm, imdb-mlp, "
+            "sst2-bilstm, or all.",
+        ),
+    ],
+    epochs: Annotated[
+        int | None, typer.Option(help="Rounds over the training samples; 20 if not given.")
     ] = None,
+    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 0.001,
+    batch_size: Annotated[int, typer.Option(help="Samples per training step.")] = 64,
+    augment: Annotated[
+        bool,
+        typer.Option(
+            "--augment",
+            help="Train on images rotated (20 degrees), shifted, sheared, zoomed (0.2) and mirrored.",
+        ),
+    ] = False,
+    usage_penalty: Annotated[
+        float, typer.Option(help="Add so many times the mean |activation| to the training loss.")
+    ] = 0.0,
+    shape: Annotated[
+        str, typer.Option(help="Of an MLP: 64, 128-64, or 128-64-dropout (0.5 behind each hidden layer).")
+    ] = "128-64",
+    init: Annotated[
+        str | None,
+        typer.Option(help="Initial weights: he (normal, for ReLU) or torch (PyTorch's default)."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Determines weights, order and choices.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to train: cpu or cuda. Serving is on the CPU.")] = "cpu",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in the run's folder, if there is one.")
+    ] = False,
+    pretrained: Annotated[
+        bool,
+        typer.Option(
+            "--pretrained", help="Start from the weights that come with the project; no epochs if not given."
+        ),
+    ] = False,
+    weights_dir: Annotated[Path, typer.Option(help="Folder of those weights, NAME.safetensors.")] = Path(
+        "results"
+    ),
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder that holds mnist/*.parquet, cifar10/, imdb/, sst2/, as on the hub."),
+    ] = None,
+    prune_threshold: Annotated[float, typer.Option(help="Prune below this, on all classes.")] = 0.05,
+    reactivate_threshold: Annotated[
+        float, typer.Option(help="Reactivate above this, on all classes.")
+    ] = 0.10,
     traffic: Annotated[
         list[str] | None,
-        typer.Option(help="Classes of one kind of traffic; repeatable; 0,1 and 4,9 if not given."),
+        typer.Option(help="Classes of one kind of traffic, or short or long texts; repeatable."),
     ] = None,
     traffic_prune_threshold: Annotated[
-        float, typer.Option(help="Prune below this, on the traffic of a few classes.")
-    ] = 0.6,
+        float | None, typer.Option(help="Prune below this, on the traffic of a few classes.")
+    ] = None,
     traffic_reactivate_threshold: Annotated[
-        float, typer.Option(help="Reactivate above this, on the traffic of a few classes.")
-    ] = 0.7,
-    init: Annotated[
-        str, typer.Option(help="Initial weights: he (normal, for ReLU) or torch (PyTorch's default).")
-    ] = "he",
-    name: Annotated[str, typer.Option(help="Name of the run's folder.")] = "mnist-cnn",
+        float | None, typer.Option(help="Reactivate above this, on the traffic of a few classes.")
+    ] = None,
+    stream: Annotated[
+        str | None,
+        typer.Option(
+            help="Serve a stream at the end, such as 'sudden:0,1>8,9>all', and record every batch; "
+            "see dynprune/streams.py."
+        ),
+    ] = None,
+    trade_off: Annotated[
+        bool,
+        typer.Option(
+            "--trade-off", help="Sweep thresholds, and compare with static pruning at the same operations."
+        ),
+    ] = False,
+    max_divergence: Annotated[
+        float | None, typer.Option(help="Guard: the share of answers that pruning may change.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run's folder; that of the experiment if not given.")
+    ] = None,
     runs_dir: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     threads: Annotated[
         int | None, typer.Option(help="Threads of torch; its own choice if not given.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Use the first N images of each split, for quick trials.")
+        int | None, typer.Option(help="Use the first N samples of each split, for quick trials.")
     ] = None,
 ) -> None:
-    """Train a CNN on MNIST; serve all classes, then the traffic of a few, then all again."""
-    with _clear_errors(OSError):
-        from dynprune.experiments import mnist_cnn as experiment
-        from dynprune.experiments.options import DEFAULT_TRAFFIC, Options
-        from dynprune.experiments.traffic import Traffic
+    """Train a model on real data; serve all classes, then the traffic of a few, then all again."""
+    with _clear_errors(OSError, ValueError):
+        from dynprune.experiments.catalogue import ALL, EXPERIMENTS
+        from dynprune.experiments.experiment import prepare, run
+        from dynprune.experiments.options import Options
 
-        with _clear_errors(ValueError):
-            prepared = experiment.prepare(
-                Options(
-                    epochs=epochs,
-                    lr=lr,
-                    batch_size=batch_size,
-                    seed=seed,
-                    data_dir=data_dir,
-                    traffic=tuple(map(Traffic.parse, traffic)) if traffic else DEFAULT_TRAFFIC,
-                    traffic_prune_threshold=traffic_prune_threshold,
-                    traffic_reactivate_threshold=traffic_reactivate_threshold,
-                    init=init,
-                    name=name,
-                    runs_dir=runs_dir,
-                    threads=threads,
-                    limit=limit,
-                )
+        if name_of == ALL and name is not None:
+            raise ValueError(f"--name: expected it with one experiment, got it with {ALL}")
+        chosen = [
+            Options(
+                experiment=each,
+                epochs=epochs,
+                lr=lr,
+                batch_size=batch_size,
+                augment=augment,
+                usage_penalty=usage_penalty,
+                shape=shape,
+                init=init,
+                seed=seed,
+                device=device,
+                resume=resume,
+                pretrained=pretrained,
+                weights_dir=weights_dir,
+                trade_off=trade_off,
+                data_dir=data_dir,
+                prune_threshold=prune_threshold,
+                reactivate_threshold=reactivate_threshold,
+                traffic=tuple(traffic or ()),
+                traffic_prune_threshold=traffic_prune_threshold,
+                traffic_reactivate_threshold=traffic_reactivate_threshold,
+                stream=stream,
+                max_divergence=max_divergence,
+                name=name,
+                runs_dir=runs_dir,
+                threads=threads,
+                limit=limit,
             )
-        console = make_console()
-        show(experiment.run(prepared, console), console)
-        console.print(f"written: {runs_dir / name / 'results.json'}")
+            for each in (EXPERIMENTS if name_of == ALL else [name_of])
+        ]
+        prepared = [prepare(options) for options in chosen]
+    console = make_console()
+    with _clear_errors(OSError):
+        for each in prepared:
+            console.print(f"experiment: {each.options.experiment}")
+            show(run(each, console), console)
+            console.print(f"written: {each.options.run_dir / 'results.json'}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs, such as runs/mnist-cnn.")],
+    output: Annotated[Path, typer.Option(help="Folder for report.html, report.md and its plots.")] = Path(
+        "runs/report"
+    ),
+) -> None:
+    """Write one HTML page, and Markdown with plots, of finished runs."""
+    with _clear_errors(OSError, ValueError):
+        from dynprune.experiments.report import html, markdown
+        from dynprune.experiments.report.read import read_results
+
+        results = [read_results(folder) for folder in runs]
+        names = [folder.resolve().name for folder in runs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"report: expected folders with different names, got {', '.join(names)}")
+        output.mkdir(parents=True, exist_ok=True)
+        page = output / "report.html"
+        page.write_text(html.page(results, names), encoding="utf-8")
+        typer.echo(f"written: {page}")
+        typer.echo(f"written: {markdown.write(results, names, output)}")
 
 
 @contextmanager

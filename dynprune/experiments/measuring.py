@@ -10,22 +10,25 @@ import torch
 from torch import Tensor, nn
 
 import dynprune
-from dynprune.experiments.data import Mnist
-from dynprune.experiments.evaluation import Predict, Quality, count_parameters, predict_all, quality
+from dynprune.experiments.data import Data
+from dynprune.experiments.evaluation import Predict, Quality, predict_all, quality
 from dynprune.experiments.options import Protocol
+from dynprune.experiments.resources import Memory, Size, memory_of, size_of
+from dynprune.experiments.samples import Split
 from dynprune.experiments.serving import Activity, adapt, judged_rows, timed_batches, watch
 from dynprune.experiments.timing import Timing, time_interleaved
-from dynprune.experiments.traffic import Traffic
+from dynprune.streams import Traffic
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 @dataclass(frozen=True)
 class Times:
-    """Times at batch 64 and at batch 1."""
+    """Times at batch 64 and at batch 1, and the memory of one pass at batch 64."""
 
     batch: Timing
     single: Timing
+    memory: Memory
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class DenseRow:
     traffic: Traffic
     samples: int
     quality: Quality
+    size: Size
     times: Mapping[str, Times]
 
     @property
@@ -52,21 +56,23 @@ class DenseRow:
 class Judged:
     """What an adapting model did with the whole test split of its traffic.
 
-    ``activity`` covers the judged images; ``flips`` counts from the start of the warm-up on. At the
-    end of the judged images ``units`` holds the active and all units of each group, and
-    ``active_parameters`` the number of parameters of a dense model of that size.
+    ``activity`` covers the judged samples; ``flips`` counts from the start of the warm-up on. At the
+    end of the judged samples ``units`` holds the active and all units of each group, ``active`` is the size
+    of a dense model with the active ones only, and ``materialized`` that of a plain module that answers as
+    the pruned model does.
     """
 
     quality: Quality
     activity: Activity
     flips: int
     units: Mapping[str, tuple[int, int]]
-    active_parameters: int
+    active: Size
+    materialized: Size
 
 
 @dataclass(frozen=True)
 class PrunedRow:
-    """An adapting model, on the same images as its dense row."""
+    """An adapting model, on the same samples as its dense row."""
 
     config: dynprune.Config
     dense: DenseRow
@@ -93,7 +99,7 @@ class PrunedRow:
 
 def compare(
     model: nn.Module,
-    data: Mnist,
+    data: Data,
     traffic: Traffic,
     configs: Mapping[str, dynprune.Config],
     protocol: Protocol,
@@ -104,44 +110,55 @@ def compare(
     The models go on adapting while they are judged and timed, side by side with the dense one.
     """
     rows = judged_rows(data.test, traffic, seed)
-    images, labels = data.test.images[rows], data.test.labels[rows]
     adapted = {name: adapt(model, data, traffic, config, protocol, seed) for name, config in configs.items()}
-    judged = {name: judge(fast, images, labels) for name, fast in adapted.items()}
-    times = _time_all({**_dense_in_each_format(model), **adapted}, data, traffic, protocol, seed)
+    judged = {name: judge(fast, data.test, rows) for name, fast in adapted.items()}
+    formats = dense_in_each_format(model)
+    times = _time_all({**formats, **adapted}, data, traffic, protocol, seed)
     dense = DenseRow(
         traffic,
         len(rows),
-        quality(predict_all(model, images), labels),
-        {name: times[name] for name in FORMATS},
+        quality(predict_all(model, data.test, rows), data.test.labels[rows]),
+        size_of(model),
+        {name: times[name] for name in formats},
     )
     return {name: PrunedRow(config, dense, judged[name], times[name]) for name, config in configs.items()}
 
 
-def judge(fast: dynprune.AcceleratedModel, images: Tensor, labels: Tensor) -> Judged:
-    """Serve ``images`` [N, 1, 28, 28] with ``labels`` int64 [N] in their order."""
+def judge(fast: dynprune.AcceleratedModel, split: Split, rows: Tensor) -> Judged:
+    """Serve ``rows`` int64 [n] of ``split`` in their order."""
     with watch(fast) as activity:
-        logits = predict_all(fast, images)
+        logits = predict_all(fast, split, rows)
     return Judged(
-        quality(logits, labels),
+        quality(logits, split.labels[rows]),
         activity,
         fast.stats()["flips"],
         {name: (int(active.sum()), len(active)) for name, active in fast.active().items()},
-        count_parameters(fast.materialize(compensate=False)),
+        size_of(fast.materialize(compensate=False)),
+        size_of(fast.materialize()),
     )
 
 
-def _dense_in_each_format(model: nn.Module) -> dict[str, Predict]:
+def dense_in_each_format(model: nn.Module) -> dict[str, Predict]:
+    """The dense model in every memory format that makes a difference to it."""
+
     def predictor(memory_format: torch.memory_format) -> Predict:
         dense = copy.deepcopy(model).to(memory_format=memory_format)  # type: ignore[call-overload]
         return lambda images: dense(images.contiguous(memory_format=memory_format))
 
+    if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        return {"contiguous": model}
     return {name: predictor(memory_format) for name, memory_format in FORMATS.items()}
 
 
 def _time_all(
-    models: Mapping[str, Predict], data: Mnist, traffic: Traffic, protocol: Protocol, seed: int
+    models: Mapping[str, Predict], data: Data, traffic: Traffic, protocol: Protocol, seed: int
 ) -> dict[str, Times]:
     batches, singles = timed_batches(data.test, traffic, protocol, seed)
     by_batch = time_interleaved(models, batches, protocol.repeats_for(len(batches)))
     by_single = time_interleaved(models, singles, protocol.repeats_for(len(singles)))
-    return {name: Times(by_batch[name], by_single[name]) for name in models}
+
+    def memory(predict: Predict) -> Memory:
+        with torch.inference_mode():
+            return memory_of(lambda: [predict(*inputs) for inputs in batches])
+
+    return {name: Times(by_batch[name], by_single[name], memory(predict)) for name, predict in models.items()}

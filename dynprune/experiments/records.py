@@ -1,7 +1,7 @@
 """The contents of ``results.json``.
 
 The ``eval_*`` keys are those of the Hugging Face trainer. ``eval_runtime`` (seconds) is the number
-of judged images times the median time per image at batch 64, so that it stands on the same
+of judged samples times the median time per sample at batch 64, so that it stands on the same
 interleaved passes for every model.
 """
 
@@ -22,7 +22,8 @@ import psutil
 import torch
 
 import dynprune
-from dynprune.experiments.data import Mnist
+from dynprune.experiments.catalogue import Experiment
+from dynprune.experiments.data import Data
 from dynprune.experiments.evaluation import BATCH_SIZE, Quality
 from dynprune.experiments.measuring import DenseRow, PrunedRow, Times
 from dynprune.experiments.options import Options
@@ -46,7 +47,7 @@ def machine_record() -> Record:
 
 def versions_record() -> Record:
     """Versions of what takes part."""
-    packages = ("numpy", "datasets", "torchmetrics", "safetensors", "psutil")
+    packages = ("numpy", "datasets", "tokenizers", "torchmetrics", "safetensors", "psutil")
     return {
         "python": platform.python_version(),
         "dynprune": dynprune.__version__,
@@ -56,17 +57,26 @@ def versions_record() -> Record:
 
 
 def options_record(options: Options) -> Record:
-    """The options as given, with paths and traffic as texts."""
+    """The options as given or chosen, with paths and traffic as texts."""
     record = asdict(options)
-    record["traffic"] = [traffic.name for traffic in options.traffic]
+    config = options.traffic_config()
+    record["epochs"] = options.recipe(0).epochs
+    record["traffic"] = [traffic.name for traffic in options.traffics]
+    record["traffic_prune_threshold"] = config.prune_threshold
+    record["traffic_reactivate_threshold"] = config.reactivate_threshold
+    record["init"] = options.choices.init
+    record["name"] = options.run_dir.name
     record["data_dir"] = None if options.data_dir is None else str(options.data_dir)
     record["runs_dir"] = str(options.runs_dir)
+    record["weights_dir"] = str(options.weights_dir)
     return record
 
 
-def data_record(data: Mnist) -> Record:
-    """Where the images came from, and how many there are."""
+def data_record(data: Data) -> Record:
+    """Where the samples came from, and how many there are."""
     return {
+        "name": data.data_set.name,
+        "classes": list(data.data_set.classes),
         "source": data.source.kind,
         "location": data.source.location,
         "note": data.source.note,
@@ -75,24 +85,28 @@ def data_record(data: Mnist) -> Record:
     }
 
 
-def dense_record(row: DenseRow, parameters: int, operations: int) -> Record:
+def dense_record(row: DenseRow, operations: float) -> Record:
     """The dense model in its faster memory format; ``operations``: multiply-adds per sample."""
-    times = Times(row.times[row.batch_format].batch, row.times[row.single_format].single)
+    by_batch = row.times[row.batch_format]
+    times = Times(by_batch.batch, row.times[row.single_format].single, by_batch.memory)
     return {
         **_common_record(row.quality, times, row.samples),
         "traffic": row.traffic.name,
         "memory_format": row.batch_format,
         "memory_format_batch1": row.single_format,
         "formats": {name: asdict(each) for name, each in row.times.items()},
-        "parameters": parameters,
+        "parameters": row.size.parameters,
+        "parameter_bytes": row.size.bytes,
+        "file_bytes": row.size.file_bytes,
         "operations_per_sample": operations,
     }
 
 
-def pruned_record(row: PrunedRow, parameters: int, operations: int) -> Record:
-    """An adapting model beside its dense row; ``operations``: those of the dense model."""
+def pruned_record(row: PrunedRow, counted: int | None) -> Record:
+    """An adapting model beside its dense row; ``counted``: the dense operations by torch's counter."""
     judged = row.judged
     activity = judged.activity
+    dense_operations = activity.dense_operations / activity.rows
     return {
         **_common_record(judged.quality, row.times, row.dense.samples),
         "traffic": row.dense.traffic.name,
@@ -100,13 +114,16 @@ def pruned_record(row: PrunedRow, parameters: int, operations: int) -> Record:
         "compensation": row.config.compensation,
         "prune_threshold": row.config.prune_threshold,
         "reactivate_threshold": row.config.reactivate_threshold,
-        "parameters": parameters,
-        "active_parameters": judged.active_parameters,
+        "parameters": row.dense.size.parameters,
+        "active_parameters": judged.active.parameters,
+        "parameter_bytes": row.dense.size.bytes,
+        "active_parameter_bytes": judged.active.bytes,
+        "materialized_file_bytes": judged.materialized.file_bytes,
         "units": {name: total for name, (_, total) in judged.units.items()},
         "active_units": {name: active for name, (active, _) in judged.units.items()},
         "operations_per_sample": activity.operations / activity.rows,
-        "dense_operations_per_sample": activity.dense_operations / activity.rows,
-        "dense_operations_per_sample_torch": operations,
+        "dense_operations_per_sample": dense_operations,
+        "dense_operations_per_sample_torch": counted,
         "operations_share": activity.operations_share,
         "canary_rows": activity.canary_rows,
         "flips": judged.flips,
@@ -114,7 +131,7 @@ def pruned_record(row: PrunedRow, parameters: int, operations: int) -> Record:
         "accuracy_difference": row.accuracy_difference,
         "time_share": row.batch_time_share,
         "time_share_batch1": row.single_time_share,
-        "dense": dense_record(row.dense, parameters, operations),
+        "dense": dense_record(row.dense, dense_operations),
     }
 
 
@@ -145,6 +162,18 @@ def traffic_mean_record(rows: Sequence[PrunedRow]) -> Record:
     }
 
 
+def bars_record(experiment: Experiment, dense: Record) -> Record:
+    """What the dense model has to reach on the full data, and whether it does."""
+    record: Record = {}
+    if experiment.bar is not None:
+        accuracy = dense["eval_accuracy"]
+        record["accuracy"] = {"least": experiment.bar, "got": accuracy, "met": accuracy >= experiment.bar}
+    if experiment.loss_bar is not None:
+        loss = dense["eval_loss"]
+        record["loss"] = {"most": experiment.loss_bar, "got": loss, "met": loss <= experiment.loss_bar}
+    return record
+
+
 def write_json(record: Mapping[str, Any], path: Path) -> None:
     """Write ``record`` to ``path``; a reader finds the old file or the new one, never a part."""
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
@@ -164,6 +193,9 @@ def _common_record(quality: Quality, times: Times, samples: int) -> Record:
         "eval_loss": quality.loss,
         "eval_accuracy": quality.accuracy,
         "eval_f1": quality.f1,
+        "eval_precision": quality.precision,
+        "eval_recall": quality.recall,
+        "eval_class_accuracy": list(quality.class_accuracy),
         "eval_runtime": runtime,
         "eval_samples_per_second": samples / runtime,
         "eval_steps_per_second": -(-samples // BATCH_SIZE) / runtime,
@@ -175,6 +207,8 @@ def _common_record(quality: Quality, times: Times, samples: int) -> Record:
         "time_per_sample_ms_batch1_p95": times.single.per_sample_ms_p95,
         "cpu_utilisation_percent": times.batch.cpu_percent,
         "cpu_seconds_per_1000_samples": times.batch.cpu_seconds_per_1000,
+        "peak_memory_bytes": times.memory.peak,
+        "memory_rise_bytes": times.memory.rise,
     }
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import dynprune
-from dynprune.experiments.data import Mnist, Split
+from dynprune.experiments.data import Data
 from dynprune.experiments.evaluation import BATCH_SIZE, predict_all
 from dynprune.experiments.options import Protocol
-from dynprune.experiments.traffic import Traffic, stream
+from dynprune.experiments.samples import Inputs, Split
+from dynprune.streams import Traffic, shuffled_rounds
 
 # Second number of the seed of each stream, so that no two streams share their order.
 WARMUP_STREAM, JUDGED_STREAM, TIMED_STREAM, RETURN_STREAM = range(1000, 1004)
@@ -46,44 +47,72 @@ def watch(model: dynprune.AcceleratedModel) -> Iterator[Activity]:
         setattr(activity, name, after[name] - before[name])
 
 
+def accelerated(model: nn.Module, split: Split, config: dynprune.Config) -> dynprune.AcceleratedModel:
+    """``model`` with nothing pruned yet, traced with the first samples of ``split``."""
+    return dynprune.accelerate(model, split.samples.inputs(split.rows[:BATCH_SIZE]), config)
+
+
+def calibrated(
+    model: nn.Module, split: Split, config: dynprune.Config, rows: Tensor
+) -> dynprune.AcceleratedModel:
+    """``model`` pruned once, by what ``rows`` int64 [n] of ``split`` use, and frozen."""
+    fast = accelerated(model, split, config)
+    fast.calibrate(split.samples.inputs(some) for some in torch.split(rows, BATCH_SIZE))
+    fast.freeze()
+    return fast
+
+
+def traffic_rows(split: Split, traffic: Traffic) -> Tensor:
+    """The rows of ``split`` in ``traffic``, int64 [n], in their order."""
+    return traffic.rows(split.labels, split.samples.lengths)
+
+
+def warmup_rows(data: Data, traffic: Traffic, protocol: Protocol, seed: int) -> Tensor:
+    """The training samples that an adapting model serves first, int64 [n]."""
+    rows = traffic_rows(data.train, traffic)
+    return shuffled_rounds(rows, protocol.warmup_samples, seed, WARMUP_STREAM)
+
+
 def adapt(
     model: nn.Module,
-    data: Mnist,
+    data: Data,
     traffic: Traffic,
     config: dynprune.Config,
     protocol: Protocol,
     seed: int,
 ) -> dynprune.AcceleratedModel:
-    """A pruned ``model`` that has served warm-up images of ``traffic`` from the training split."""
-    fast = dynprune.accelerate(model, data.train.images[:BATCH_SIZE], config)
-    rows = stream(traffic.rows(data.train.labels), protocol.warmup_images, seed, WARMUP_STREAM)
-    predict_all(fast, data.train.images[rows])
+    """A pruned ``model`` that has served warm-up samples of ``traffic`` from the training split."""
+    fast = accelerated(model, data.train, config)
+    predict_all(fast, data.train, warmup_rows(data, traffic, protocol, seed))
     return fast
 
 
 def judged_rows(split: Split, traffic: Traffic, seed: int) -> Tensor:
     """All rows of ``split`` in ``traffic``, int64 [n], in the order in which they are judged."""
-    rows = traffic.rows(split.labels)
-    return stream(rows, len(rows), seed, JUDGED_STREAM)
+    rows = traffic_rows(split, traffic)
+    return shuffled_rounds(rows, len(rows), seed, JUDGED_STREAM)
 
 
 def timed_batches(
     split: Split, traffic: Traffic, protocol: Protocol, seed: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Images of ``traffic`` in batches of 64 and in batches of 1.
+) -> tuple[list[Inputs], list[Inputs]]:
+    """Samples of ``traffic`` in batches of 64 and in batches of 1.
 
-    The first are full, and at least one; images are repeated if there are too few.
+    The first are full, and at least one; samples are repeated if there are too few.
     """
-    rows = traffic.rows(split.labels)
-    full = min(protocol.timed_images, len(rows)) // BATCH_SIZE * BATCH_SIZE
-    batches = split.images[stream(rows, max(full, BATCH_SIZE), seed, TIMED_STREAM)]
-    singles = split.images[stream(rows, min(protocol.single_images, len(rows)), seed, TIMED_STREAM)]
-    return list(torch.split(batches, BATCH_SIZE)), list(torch.split(singles, 1))
+    rows = traffic_rows(split, traffic)
+    full = min(protocol.timed_samples, len(rows)) // BATCH_SIZE * BATCH_SIZE
+
+    def cut(count: int, size: int) -> list[Inputs]:
+        order = shuffled_rounds(rows, count, seed, TIMED_STREAM)
+        return [split.samples.inputs(some) for some in torch.split(order, size)]
+
+    return cut(max(full, BATCH_SIZE), BATCH_SIZE), cut(min(protocol.single_samples, len(rows)), 1)
 
 
 @dataclass(frozen=True)
 class Return:
-    """Answers after all classes returned, beside those of the dense model on the same images."""
+    """Answers after all classes returned, beside those of the dense model on the same samples."""
 
     accuracy: float
     dense_accuracy: float
@@ -99,15 +128,15 @@ def return_of_all_classes(
 ) -> Return:
     """Serve uniform traffic to a model that has adapted to something else.
 
-    ``split``: the images that return, in shuffled rounds; ``dense_answers``: int64 [N], the dense
+    ``split``: the samples that return, in shuffled rounds; ``dense_answers``: int64 [N], the dense
     model's answers.
     """
     count = protocol.return_batches * BATCH_SIZE
-    rows = stream(torch.arange(len(split)), count, seed, RETURN_STREAM)
+    rows = shuffled_rounds(split.rows, count, seed, RETURN_STREAM)
     skipped, judged = torch.tensor_split(rows, [protocol.return_skip * BATCH_SIZE])
-    predict_all(fast, split.images[skipped])
+    predict_all(fast, split, skipped)
     with watch(fast) as activity:
-        answers = predict_all(fast, split.images[judged]).argmax(1)
+        answers = predict_all(fast, split, judged).argmax(1)
     labels = split.labels[judged]
     return Return(
         (answers == labels).double().mean().item(),

@@ -1,4 +1,4 @@
-"""Where MNIST comes from: a folder, the hub, or the subset inside the package."""
+"""Where a data set comes from: a folder, the hub, or, for MNIST, the subset inside the package."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 import datasets
 import huggingface_hub
 
-HUB_NAME = "ylecun/mnist"
+from dynprune.experiments.data_sets import DataSet
+
 PROBE_SECONDS = 5.0
-EMBEDDED_FOLDER = Path(__file__).parent / "assets" / "mnist"
-SPLITS = ("train", "test")
+ASSETS = Path(__file__).parent / "assets"
 
 
 @dataclass(frozen=True)
@@ -39,28 +39,32 @@ class Source:
         return f"{self.kind} ({self.location})" + (f"; {self.note}" if self.note else "")
 
 
-def find_mnist(data_dir: Path | None = None, environ: Mapping[str, str] | None = None) -> Source:
-    """MNIST from the first of: ``data_dir``, ``$DYNPRUNE_DATA``, the hub, the embedded subset.
+def find(data_set: DataSet, data_dir: Path | None = None, environ: Mapping[str, str] | None = None) -> Source:
+    """A data set from the first of: ``data_dir``, ``$DYNPRUNE_DATA``, the hub, an embedded subset.
 
-    The first two are folders that hold ``mnist/train-*.parquet`` and ``mnist/test-*.parquet``.
-    Naming one of them is a demand: if it is missing or damaged, that is an error and never a reason
-    to go on to the next place.
+    The first two are folders that hold ``NAME/SPLIT-*.parquet``. Naming one of them is a demand: if it is
+    missing or damaged, that is an error and never a reason to go on to the next place.
 
     Raises:
-        FileNotFoundError: the named folder or one of its splits is missing.
+        FileNotFoundError: the named folder or one of its splits is missing, or no place has the data set.
         ValueError: a file cannot be read as parquet.
     """
     environment = os.environ if environ is None else environ
     if data_dir is not None:
-        return _from_folder("--data-dir", data_dir / "mnist", "{split}-*.parquet")
+        return _from_folder(data_set, "--data-dir", data_dir / data_set.name, "{split}-*.parquet")
     if environment.get("DYNPRUNE_DATA"):
-        folder = Path(environment["DYNPRUNE_DATA"]) / "mnist"
-        return _from_folder("DYNPRUNE_DATA", folder, "{split}-*.parquet")
+        folder = Path(environment["DYNPRUNE_DATA"]) / data_set.name
+        return _from_folder(data_set, "DYNPRUNE_DATA", folder, "{split}-*.parquet")
     try:
-        return Source("hub", HUB_NAME, "", _load_hub())
+        return Source("hub", data_set.hub, "", _load_hub(data_set.hub))
     except Exception as error:  # the hub, the network and the cache each raise errors of their own
-        note = f"the hub gave no {HUB_NAME}: {first_line(error)}"
-    embedded = _from_folder("embedded", EMBEDDED_FOLDER, "{split}.parquet")
+        note = f"the hub gave no {data_set.hub}: {first_line(error)}"
+        if not (ASSETS / data_set.name).is_dir():
+            raise FileNotFoundError(
+                f"{data_set.name}: expected the data set in --data-dir, DYNPRUNE_DATA or the hub, got none; "
+                f"{note}"
+            ) from error
+    embedded = _from_folder(data_set, "embedded", ASSETS / data_set.name, "{split}.parquet")
     return Source(embedded.kind, embedded.location, note, embedded.splits)
 
 
@@ -70,11 +74,11 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _from_folder(kind: str, folder: Path, pattern: str) -> Source:
+def _from_folder(data_set: DataSet, kind: str, folder: Path, pattern: str) -> Source:
     if not folder.is_dir():
         raise FileNotFoundError(f"{kind}: expected a folder {folder}, got no such folder")
     files = {}
-    for split in SPLITS:
+    for split in ("train", data_set.test_split):
         name = pattern.format(split=split)
         files[split] = [str(path) for path in sorted(folder.glob(name))]
         if not files[split]:
@@ -100,14 +104,14 @@ def _from_folder(kind: str, folder: Path, pattern: str) -> Source:
     return Source(kind, str(folder), "", splits)
 
 
-def _load_hub() -> Mapping[str, Any]:
+def _load_hub(name: str) -> Mapping[str, Any]:
     if not huggingface_hub.is_offline_mode():
-        _probe_hub()
-    splits: Mapping[str, Any] = datasets.load_dataset(HUB_NAME)
+        _probe_hub(name)
+    splits: Mapping[str, Any] = datasets.load_dataset(name)
     return splits
 
 
-def _probe_hub() -> None:
+def _probe_hub(name: str) -> None:
     """One cheap request with a deadline.
 
     Without a network ``load_dataset`` alone retries for half a minute.
@@ -116,7 +120,7 @@ def _probe_hub() -> None:
 
     def ask() -> None:
         try:
-            huggingface_hub.HfApi().dataset_info(HUB_NAME, timeout=PROBE_SECONDS)
+            huggingface_hub.HfApi().dataset_info(name, timeout=PROBE_SECONDS)
         except Exception as error:  # whatever it is, it is raised again below
             failures.append(error)
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import psutil
 import torch
-from torch import Tensor
 
 from dynprune.experiments.evaluation import Predict
+from dynprune.experiments.samples import Inputs
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class _Record:
     call_ms_per_sample: list[float] = field(default_factory=list)
     cpu_seconds: float = 0.0
 
-    def add_pass(self, predict: Predict, batches: Sequence[Tensor]) -> None:
+    def add_pass(self, predict: Predict, batches: Sequence[Inputs]) -> None:
         process = psutil.Process()
         before = process.cpu_times()
         seconds = 0.0
-        for batch in batches:
+        for inputs in batches:
             started = time.perf_counter()
-            predict(batch)
+            predict(*inputs)
             elapsed = time.perf_counter() - started
             seconds += elapsed
-            self.call_ms_per_sample.append(1e3 * elapsed / len(batch))
+            self.call_ms_per_sample.append(1e3 * elapsed / len(inputs[0]))
         after = process.cpu_times()
         self.pass_seconds.append(seconds)
         self.cpu_seconds += after.user + after.system - before.user - before.system
@@ -61,7 +61,7 @@ class _Record:
 
 
 def time_interleaved(
-    models: Mapping[str, Predict], batches: Sequence[Tensor], repeats: int
+    models: Mapping[str, Predict], batches: Sequence[Inputs], repeats: int
 ) -> dict[str, Timing]:
     """Time every model on the same batches, one pass of each in turn, ``repeats`` times over.
 
@@ -69,11 +69,11 @@ def time_interleaved(
     not counted.
     """
     records = {name: _Record() for name in models}
-    samples = sum(map(len, batches))
+    samples = sum(len(inputs[0]) for inputs in batches)
     with torch.inference_mode():
         for predict in models.values():
-            for batch in batches:
-                predict(batch)
+            for inputs in batches:
+                predict(*inputs)
         for _ in range(repeats):
             for name, predict in models.items():
                 records[name].add_pass(predict, batches)

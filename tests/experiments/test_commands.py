@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 import dynprune
 from dynprune import cli
+from dynprune.experiments.catalogue import EXPERIMENTS
 from dynprune.experiments.commands import app
 from dynprune.experiments.models import mnist_cnn
-from dynprune.experiments.report import TABLE_WIDTH
+from dynprune.experiments.tables import TABLE_WIDTH
 
 EVAL_KEYS = {
     "eval_loss",
@@ -58,7 +61,8 @@ def test_info_as_tables() -> None:
 
 def test_unknown_experiment() -> None:
     error = _one_line_error(_dynprune("experiment", "mnist-rnn"))
-    assert error == "experiment: expected one of mnist-cnn, got mnist-rnn"
+    known = ", ".join(sorted([*EXPERIMENTS, "all"]))
+    assert error == f"experiment: expected one of {known}, got mnist-rnn"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +78,15 @@ def test_unknown_experiment() -> None:
         (["--name", "a/b"], "--name: expected the name of one folder, got 'a/b'"),
         (["--name", ".."], "--name: expected the name of one folder, got '..'"),
         (["--traffic", "0,12"], "traffic: expected different classes 0 to 9"),
-        (["--traffic", "0,1", "--traffic", "0,1"], "--traffic: expected different class lists"),
+        (["--traffic", "0,1", "--traffic", "0,1"], "--traffic: expected different lists"),
+        (["--prune-threshold", "0.2"], "expected prune_threshold at most reactivate_threshold"),
+        (["--stream", "sudden:0>12"], "stream: expected different classes 0 to 9"),
+        (["--stream", "0,1"], "stream: expected sudden, gradual, recurring"),
+        (["--shape", "3"], "--shape: expected one of 64, 128-64, 128-64-dropout, got 3"),
+        (["--init", "zeros"], "--init: expected one of he, torch, got zeros"),
+        (["--device", "tpu"], "--device: expected one of cpu, cuda, got tpu"),
+        (["--usage-penalty", "-1"], "--usage-penalty: expected a number of at least 0, got -1.0"),
+        (["--max-divergence", "2"], "Config: expected max_divergence None or in (0, 1), got 2.0"),
         (["--traffic-prune-threshold", "0.9"], "expected prune_threshold"),
         (["--traffic-prune-threshold", "nan"], "expected prune_threshold"),
     ],
@@ -100,7 +112,7 @@ def test_traffic_without_images(data_dir: Path, tmp_path: Path) -> None:
     absent = min(set(range(10)) - set(labels.to_pylist()))
     arguments = ["--runs-dir", tmp_path, "--data-dir", data_dir, "--traffic", str(absent)]
     error = _one_line_error(_dynprune("experiment", "mnist-cnn", *arguments))
-    assert error == f"traffic {absent}: expected at least one image in each split, got none"
+    assert error == f"traffic {absent}: expected at least one sample in each split, got none"
 
 
 def test_runs_dir_that_is_a_file(data_dir: Path, tmp_path: Path) -> None:
@@ -138,12 +150,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         patch.setattr("dynprune.experiments.sources._load_hub", _unreachable)
         patch.delenv("DYNPRUNE_DATA", raising=False)
         arguments = ["--limit", "128", "--epochs", "1", "--threads", "1", "--traffic", "0,1"]
+        arguments += ["--stream", "sudden:0,1*12>all*4"]
         result = _dynprune("experiment", "mnist-cnn", "--runs-dir", runs, *arguments)
     assert result.exit_code == 0, result.output
     return runs / "mnist-cnn", result.output
 
 
-def _unreachable() -> Any:
+def _unreachable(name: str) -> Any:
     raise ConnectionError("no network in tests")
 
 
@@ -190,6 +203,31 @@ def test_numbers_are_consistent(finished: tuple[Path, str]) -> None:
         )
 
 
+def test_stream_is_recorded_batch_by_batch(finished: tuple[Path, str]) -> None:
+    stream = json.loads((finished[0] / "results.json").read_text())["stream"]
+    assert stream["phase"] == 12 * [0] + 4 * [1]
+    assert [phase["name"] for phase in stream["phases"]] == ["0,1", "all"]
+    assert list(stream["runs"]) == [
+        "adapting mean 0.05/0.1",
+        "frozen mean 0.05/0.1",
+        "adapting lstsq 0.6/0.7",
+        "frozen lstsq 0.6/0.7",
+    ]
+    for run in (stream["dense"], *stream["runs"].values()):
+        assert len(run["accuracy"]) == len(run["time_ms"]) == 16
+    frozen = stream["runs"]["frozen lstsq 0.6/0.7"]
+    assert sum(frozen["flips"]) == sum(frozen["canary_rows"]) == 0
+    assert len(set(frozen["active_fraction"])) == 1
+    assert frozen["active_fraction"][0] < 1
+    narrow = stream["runs"]["adapting lstsq 0.6/0.7"]
+    # Evidence of 512 rows is gathered with everything active; then much is pruned at once.
+    assert narrow["active_fraction"][0] == 1
+    assert narrow["active_fraction"][9] < 1
+    assert sum(narrow["flips"][:9]) > 0
+    assert narrow["operations_share"][9] < 1
+    assert len(narrow["active_share"]["conv1"]) == 16
+
+
 def test_weights_are_those_that_were_trained(finished: tuple[Path, str]) -> None:
     model = mnist_cnn(seed=0)
     initial = model.conv1.weight.clone()
@@ -206,3 +244,99 @@ def test_output(finished: tuple[Path, str]) -> None:
     for text in ("dense, all classes", "mean_abs 0.05/0.1", "dense, 0,1", "contribution 0.6/0.7 lstsq"):
         assert text in output
     assert output.splitlines()[-1] == f"written: {folder / 'results.json'}"
+
+
+def _small(data: Path, runs: Path, *arguments: str) -> Result:
+    common = ["--data-dir", data, "--runs-dir", runs, "--limit", "40", "--epochs", "1", "--threads", "1"]
+    return _dynprune("experiment", *map(str, common), *arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("mnist-mlp", "data_dir"),
+        ("cifar10-cnn", "colour_dir"),
+        ("imdb-bilstm", "text_dir"),
+        ("imdb-mlp", "text_dir"),
+        ("sst2-bilstm", "text_dir"),
+    ],
+)
+def test_the_others_run_too(name: str, folder: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    narrow = {"mnist-mlp": "0,1,2,3", "cifar10-cnn": "3,5"}.get(name, "short")
+    traffic = ["--traffic", narrow, "--stream", f"gradual:{narrow}*2>all*2"]
+    result = _small(request.getfixturevalue(folder), tmp_path, name, *traffic)
+    assert result.exit_code == 0, result.output
+    results = json.loads((tmp_path / name / "results.json").read_text())
+    assert results["experiment"] == name
+    for record in (results["dense"], *results["runs"].values()):
+        assert all(math.isfinite(record[key]) for key in EVAL_KEYS)
+    assert results["runs"][f"contribution lstsq {narrow}"]["traffic"] == narrow
+    assert len(results["stream"]["phase"]) == 4
+
+
+def test_all_asks_for_everything_before_any_work(text_dir: Path, tmp_path: Path) -> None:
+    error = _one_line_error(_small(text_dir, tmp_path / "runs", "all"))
+    assert error == f"--data-dir: expected a folder {text_dir / 'mnist'}, got no such folder"
+    assert not list(tmp_path.rglob("results.json"))
+
+
+def test_a_name_is_for_one_experiment(tmp_path: Path) -> None:
+    error = _one_line_error(_dynprune("experiment", "all", "--name", "x", "--runs-dir", tmp_path / "runs"))
+    assert error == "--name: expected it with one experiment, got it with all"
+
+
+def test_short_and_long_are_for_texts(tmp_path: Path) -> None:
+    arguments = ["experiment", "mnist-mlp", "--runs-dir", tmp_path / "runs", "--traffic", "short"]
+    assert "got 'short'" in _one_line_error(_dynprune(*arguments))
+    arguments = ["experiment", "sst2-bilstm", "--runs-dir", tmp_path / "runs", "--augment"]
+    message = "--augment: expected an experiment on images, got sst2-bilstm"
+    assert _one_line_error(_dynprune(*arguments)) == message
+
+
+def test_a_checkpoint_of_another_training_is_an_error(data_dir: Path, tmp_path: Path) -> None:
+    traffic = ["--traffic", "0,1,2,3,4"]
+    assert _small(data_dir, tmp_path, "mnist-mlp", *traffic).exit_code == 0
+    error = _one_line_error(_small(data_dir, tmp_path, "mnist-mlp", *traffic, "--resume", "--lr", "0.01"))
+    expected = f"--resume: expected learning_rate 0.01 in {tmp_path / 'mnist-mlp' / 'checkpoint.safetensors'}"
+    assert error == f"{expected}, got 0.001"
+    error = _one_line_error(_small(data_dir, tmp_path, "mnist-mlp", *traffic, "--resume", "--shape", "64"))
+    assert error.startswith("weights: expected fc1.bias [64] in ")
+    error = _one_line_error(_small(data_dir, tmp_path, "mnist-mlp", *traffic, "--resume", "--limit", "20"))
+    assert error.startswith("--resume: expected samples 20 in ")
+
+
+def _export(weights: Path, name: str, output: Path) -> None:
+    tool = Path(__file__).parents[2] / "tools" / "export_weights.py"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(tool), str(weights), "--experiment", name, "--output", str(output)])
+        runpy.run_path(str(tool), run_name="__main__")
+
+
+def test_pretrained_starts_from_the_weights_of_the_project(text_dir: Path, tmp_path: Path) -> None:
+    traffic = ["--traffic", "short"]
+    assert _small(text_dir, tmp_path, "sst2-bilstm", *traffic).exit_code == 0
+    trained = load_file(tmp_path / "sst2-bilstm" / "model.safetensors")
+    _export(tmp_path / "sst2-bilstm" / "model.safetensors", "sst2-bilstm", tmp_path / "results")
+    smaller = (tmp_path / "results" / "sst2-bilstm.safetensors").stat().st_size
+    assert smaller < 0.6 * (tmp_path / "sst2-bilstm" / "model.safetensors").stat().st_size
+    common = ["--data-dir", text_dir, "--runs-dir", tmp_path, "--limit", "20", "--threads", "1", *traffic]
+    pretrained = [*common, "--pretrained", "--weights-dir", tmp_path / "results", "--name", "again"]
+    result = _dynprune("experiment", "sst2-bilstm", *pretrained)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "again" / "results.json").read_text())["training"] == []
+    for name, weight in load_file(tmp_path / "again" / "model.safetensors").items():
+        assert torch.equal(weight, trained[name].half().float()), name
+
+
+def test_pretrained_weights_that_are_missing_or_of_another_model(data_dir: Path, tmp_path: Path) -> None:
+    arguments = ["experiment", "mnist-cnn", "--data-dir", data_dir, "--runs-dir", tmp_path / "runs"]
+    arguments += ["--pretrained", "--weights-dir", tmp_path]
+    path = tmp_path / "mnist-cnn.safetensors"
+    error = _one_line_error(_dynprune(*arguments))
+    assert error == f"weights: expected a file {path}, got no such file"
+    path.write_bytes(b"not weights")
+    error = _one_line_error(_dynprune(*arguments))
+    assert error.startswith(f"weights: expected a safetensors file of dynprune at {path}, got ")
+    save_file({"conv1.weight": torch.zeros(2)}, path)
+    error = _one_line_error(_dynprune(*arguments))
+    assert error == f"weights: expected conv1.bias [32] in {path}, got None"

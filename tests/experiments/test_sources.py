@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dynprune.experiments import sources
-from dynprune.experiments.sources import find_mnist
+from dynprune.experiments.data_sets import IMDB, MNIST, SST2
+from dynprune.experiments.sources import find
 
 SplitTable = Callable[[str, int], pa.Table]
 
@@ -23,34 +24,34 @@ probe_hub = sources._probe_hub
 
 
 def test_data_dir_comes_before_everything(data_dir: Path, tmp_path: Path) -> None:
-    found = find_mnist(data_dir, {"DYNPRUNE_DATA": str(tmp_path / "not there")})
+    found = find(MNIST, data_dir, {"DYNPRUNE_DATA": str(tmp_path / "not there")})
     assert (found.kind, found.location, found.note) == ("--data-dir", str(data_dir / "mnist"), "")
     assert {name: len(rows) for name, rows in found.splits.items()} == {"train": 24, "test": 12}
 
 
 def test_environment_comes_before_the_hub(data_dir: Path) -> None:
-    found = find_mnist(None, {"DYNPRUNE_DATA": str(data_dir)})
+    found = find(MNIST, None, {"DYNPRUNE_DATA": str(data_dir)})
     assert found.kind == "DYNPRUNE_DATA"
     assert found.describe() == f"DYNPRUNE_DATA ({data_dir / 'mnist'})"
 
 
 def test_hub_comes_before_the_embedded_subset(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    splits = find_mnist(data_dir, {}).splits
+    splits = find(MNIST, data_dir, {}).splits
     asked: list[Any] = []
 
     def load_dataset(*arguments: Any) -> Any:
         asked.append(arguments)
         return splits
 
-    monkeypatch.setattr(sources, "_probe_hub", lambda: None)
+    monkeypatch.setattr(sources, "_probe_hub", lambda name: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    found = find_mnist(None, {"DYNPRUNE_DATA": ""})
+    found = find(MNIST, None, {"DYNPRUNE_DATA": ""})
     assert (found.kind, found.location, found.note) == ("hub", "ylecun/mnist", "")
     assert asked == [("ylecun/mnist",)]
 
 
 def test_embedded_subset_is_last_and_says_why() -> None:
-    found = find_mnist(None, {})
+    found = find(MNIST, None, {})
     assert found.kind == "embedded"
     assert "the hub gave no ylecun/mnist: ConnectionError: no network in tests" in found.describe()
     assert {name: len(rows) for name, rows in found.splits.items()} == {
@@ -67,9 +68,9 @@ def test_offline_mode_asks_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
     real = datasets.load_dataset
     monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: True)
-    monkeypatch.setattr(sources, "_probe_hub", lambda: pytest.fail("asked the hub"))
+    monkeypatch.setattr(sources, "_probe_hub", lambda name: pytest.fail("asked the hub"))
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert "not in the cache" in find_mnist(None, {}).note
+    assert "not in the cache" in find(MNIST, None, {}).note
 
 
 def test_probe_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +80,7 @@ def test_probe_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.perf_counter()
     try:
         with pytest.raises(TimeoutError, match=r"no answer in 0\.1 s"):
-            probe_hub()
+            probe_hub("ylecun/mnist")
     finally:
         release.set()
     assert time.perf_counter() - started < 5
@@ -91,7 +92,7 @@ def test_probe_passes_the_error_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
     with pytest.raises(OSError, match="name not known"):
-        probe_hub()
+        probe_hub("ylecun/mnist")
 
 
 @pytest.mark.parametrize("named_by", ["--data-dir", "DYNPRUNE_DATA"])
@@ -120,7 +121,7 @@ def test_damaged_file_is_an_error(damage: str, data_dir: Path) -> None:
         }[damage]
     )
     with pytest.raises(ValueError, match=r"--data-dir: expected readable parquet files in .*, got "):
-        find_mnist(data_dir, {})
+        find(MNIST, data_dir, {})
 
 
 def test_file_without_rows_is_an_error(data_dir: Path, some_rows: SplitTable) -> None:
@@ -128,11 +129,21 @@ def test_file_without_rows_is_an_error(data_dir: Path, some_rows: SplitTable) ->
     pq.write_table(some_rows("test", 0), path)
     message = r'--data-dir: expected readable .*"test" corresponds to no data'
     with pytest.raises(ValueError, match=message):
-        find_mnist(data_dir, {})
+        find(MNIST, data_dir, {})
 
 
 def _find(named_by: str, folder: Path) -> None:
     if named_by == "--data-dir":
-        find_mnist(folder, {})
+        find(MNIST, folder, {})
     else:
-        find_mnist(None, {"DYNPRUNE_DATA": str(folder)})
+        find(MNIST, None, {"DYNPRUNE_DATA": str(folder)})
+
+
+def test_nothing_is_embedded_of_other_data_sets() -> None:
+    message = "imdb: expected the data set in --data-dir, DYNPRUNE_DATA or the hub, got none; the hub gave no"
+    with pytest.raises(FileNotFoundError, match=message):
+        find(IMDB, None, {})
+
+
+def test_the_test_split_may_have_another_name(text_dir: Path) -> None:
+    assert set(find(SST2, text_dir, {}).splits) == {"train", "validation"}

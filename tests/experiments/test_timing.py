@@ -36,7 +36,7 @@ def test_medians_over_interleaved_passes(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     # Two calls per pass. Every fourth call of b is a slow one: a pass takes 0.02 or 0.05 s.
     models = {"a": clock.model("a", [0.03]), "b": clock.model("b", [0.01, 0.01, 0.01, 0.04])}
-    times = time_interleaved(models, [torch.zeros(4, 1), torch.zeros(4, 1)], repeats=3)
+    times = time_interleaved(models, [(torch.zeros(4, 1),), (torch.zeros(4, 1),)], repeats=3)
     assert "".join(clock.order) == "aabb" + 3 * "aabb"
     assert times["a"].per_sample_ms == pytest.approx(1e3 * 0.06 / 8)
     # The counted passes take 0.05, 0.02 and 0.05 s: slow calls are part of the median.
@@ -49,4 +49,4 @@ def test_no_gradients_are_recorded() -> None:
         assert torch.is_inference_mode_enabled()
         return batch
 
-    time_interleaved({"a": predict}, [torch.zeros(1, 1)], repeats=1)
+    time_interleaved({"a": predict}, [(torch.zeros(1, 1),)], repeats=1)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
 import torch
 from torch import Tensor, nn
 
-from dynprune.experiments.data import Split
+from dynprune.experiments import models
 from dynprune.experiments.models import mnist_cnn
-from dynprune.experiments.training import Epoch, train
+from dynprune.experiments.samples import Images, Split, Texts
+from dynprune.experiments.training import Epoch, Recipe, train
 
 
 def _two_kinds() -> Split:
     """48 images: a bright upper half for class 0, a bright lower half for class 1."""
     generator = torch.Generator().manual_seed(0)
-    images = 0.1 * torch.randn(48, 1, 28, 28, generator=generator)
+    pixels = torch.randint(0, 30, (48, 1, 28, 28), generator=generator, dtype=torch.uint8)
     labels = torch.arange(48) % 2
-    images[labels == 0, :, :14] += 1
-    images[labels == 1, :, 14:] += 1
-    return Split(images, labels)
+    pixels[labels == 0, :, :14] += 200
+    pixels[labels == 1, :, 14:] += 200
+    return Split(Images(pixels, (0.4,), (0.4,)), labels)
 
 
 def _trained(seed: int) -> tuple[nn.Module, list[Epoch], list[tuple[int, float]]]:
@@ -26,10 +31,7 @@ def _trained(seed: int) -> tuple[nn.Module, list[Epoch], list[tuple[int, float]]
     history = train(
         model,
         _two_kinds(),
-        epochs=3,
-        learning_rate=0.002,
-        batch_size=20,
-        seed=seed,
+        Recipe(epochs=3, learning_rate=0.002, batch_size=20, seed=seed),
         on_batch=lambda epoch, loss: calls.append((epoch, loss)),
     )
     return model, history, calls
@@ -49,3 +51,71 @@ def test_training() -> None:
     assert [epoch for epoch, _ in calls] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert history[-1].loss < history[0].loss
     assert history[-1].accuracy > 0.9
+
+
+def _texts() -> Split:
+    """60 texts of one word, 2 for class 0 and 3 for class 1, said one to seven times."""
+    lengths = torch.arange(60) % 7 + 1
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    labels = torch.arange(60) % 2
+    return Split(Texts((labels + 2).repeat_interleave(lengths).int(), starts), labels)
+
+
+TEXT_RECIPE = Recipe(epochs=4, batch_size=4, buckets=True, clip_norm=1.0, decay=True, validation=12)
+
+
+def test_interrupted_training_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    whole, parts = models.bilstm(4, 0), models.bilstm(4, 0)
+    history = train(whole, _texts(), TEXT_RECIPE)
+    path = tmp_path / "checkpoint.safetensors"
+
+    def interrupt(epoch: int, loss: float) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, _texts(), TEXT_RECIPE, checkpoint=path, on_batch=interrupt)
+    again = models.bilstm(4, 1)
+    resumed = train(again, _texts(), TEXT_RECIPE, checkpoint=path, resume=True)
+    assert [epoch.loss for epoch in resumed] == [epoch.loss for epoch in history]
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+    with pytest.raises(ValueError, match=r"--resume: expected batch_size 8 in .*, got 4"):
+        train(again, _texts(), replace(TEXT_RECIPE, batch_size=8), checkpoint=path, resume=True)
+
+
+def test_the_epoch_with_the_least_validation_loss_is_kept() -> None:
+    model = models.bilstm(4, 0)
+    kept: dict[float, Tensor] = {}
+
+    def on_batch(epoch: int, loss: float) -> None:
+        kept[epoch] = model.fc2.bias.detach().clone()
+
+    # So large a rate that later epochs are worse than earlier ones.
+    history = train(model, _texts(), replace(TEXT_RECIPE, learning_rate=0.3, decay=False), on_batch=on_batch)
+    losses = [epoch.validation_loss for epoch in history]
+    assert None not in losses
+    best = min(range(len(losses)), key=lambda i: losses[i] or 0.0)
+    assert best < len(losses) - 1
+    assert torch.equal(model.fc2.bias, kept[best])
+
+
+def test_usage_penalty_lowers_usage() -> None:
+    def usage(penalty: float) -> float:
+        model = models.mlp(784, 10, "64", 0)
+        train(model, _two_kinds(), Recipe(epochs=3, batch_size=8, usage_penalty=penalty))
+        (images,) = _two_kinds().samples.inputs(torch.arange(48))
+        with torch.no_grad():
+            return float(model[:3](images).abs().mean())
+
+    assert usage(3.0) < 0.8 * usage(0.0)
+
+
+@pytest.mark.parametrize("name", ["crop", "affine"])
+def test_augmented_training_learns_and_is_repeatable(name: str) -> None:
+    recipe = Recipe(epochs=3, learning_rate=0.002, batch_size=16, augment=name)
+    runs = [train(models.mlp(784, 10, "128-64-dropout", 0), _two_kinds(), recipe) for _ in range(2)]
+    assert [epoch.loss for epoch in runs[0]] == [epoch.loss for epoch in runs[1]]
+    plain = train(models.mlp(784, 10, "128-64-dropout", 0), _two_kinds(), replace(recipe, augment=None))
+    assert plain[0].loss != runs[0][0].loss
+    assert runs[0][-1].loss < runs[0][0].loss

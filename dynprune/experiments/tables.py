@@ -16,14 +16,14 @@ COLUMNS = (
     "accuracy\n%",
     "macro\nF1",
     "loss",
-    "ms/img\nb 64",
-    "ms/img\nb 1",
-    "images\n/s",
+    "ms/item\nb 64",
+    "ms/item\nb 1",
+    "items\n/s",
     "steps\n/s",
     "CPU\n%",
     "CPU s\n/1000",
     "params k\nactive/all",
-    "Mops/img\ndone/dense",
+    "Mops/item\ndone/dense",
     "flips",
 )
 
@@ -98,6 +98,9 @@ def return_table(results: Record) -> Table:
 
 def summary(results: Record) -> Iterator[str]:
     """A line per run, and one for the mean over the traffic of a few classes."""
+    for name, bar in results.get("bars", {}).items():
+        wanted = f"at least {bar['least']:g}" if "least" in bar else f"at most {bar['most']:g}"
+        yield f"Dense {name} {bar['got']:.4f}, expected {wanted}: {'met' if bar['met'] else 'NOT met'}."
     yield "Beside the dense eager model in its faster memory format, at batch 64:"
     for name, run in results["runs"].items():
         yield f"  {name} ({run['dense']['memory_format']}): {_against_dense(run)}."

@@ -1,0 +1,1 @@
+"""Reports of finished runs: one HTML page that needs no network, and Markdown with plots."""
