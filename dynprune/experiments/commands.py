@@ -57,6 +57,9 @@ def experiment(
             help="Train on images rotated (20 degrees), shifted, sheared, zoomed (0.2) and mirrored.",
         ),
     ] = False,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Of Adam; cifar10-cnn takes 0.0005 by default, the others none.")
+    ] = None,
     usage_penalty: Annotated[
         float, typer.Option(help="Add so many times the mean |activation| to the training loss.")
     ] = 0.0,
@@ -141,6 +144,7 @@ def experiment(
                 lr=lr,
                 batch_size=batch_size,
                 augment=augment,
+                weight_decay=weight_decay,
                 usage_penalty=usage_penalty,
                 shape=shape,
                 init=init,

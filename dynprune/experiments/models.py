@@ -53,7 +53,6 @@ def cifar_cnn(seed: int, init: str = "he") -> nn.Sequential:
             flatten=nn.Flatten(),
             fc1=nn.Linear(128 * 4 * 4, 256),
             relu7=nn.ReLU(),
-            dropout=nn.Dropout(0.5),
             fc2=nn.Linear(256, 10),
         )
         return nn.Sequential(layers)

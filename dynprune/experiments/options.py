@@ -33,6 +33,7 @@ class Options:
     batch_size: int = 64
     seed: int = 0
     augment: bool = False
+    weight_decay: float | None = None
     usage_penalty: float = 0.0
     data_dir: Path | None = None
     prune_threshold: float = 0.05
@@ -60,7 +61,9 @@ class Options:
         _expect("--lr", self.lr > 0 and math.isfinite(self.lr), "a number above 0", self.lr)
         _expect("--batch-size", self.batch_size >= 1, "at least 1", self.batch_size)
         _expect("--seed", 0 <= self.seed < 2**63, "0 to 2^63 - 1", self.seed)
-        penalty = self.usage_penalty
+        decay, penalty = self.weight_decay, self.usage_penalty
+        fits = decay is None or (decay >= 0 and math.isfinite(decay))
+        _expect("--weight-decay", fits, "a number of at least 0", decay)
         _expect("--usage-penalty", penalty >= 0 and math.isfinite(penalty), "a number of at least 0", penalty)
         _expect("--threads", self.threads is None or self.threads >= 1, "at least 1", self.threads)
         _expect("--limit", self.limit is None or self.limit >= 1, "at least 1", self.limit)
@@ -130,6 +133,7 @@ class Options:
             seed=self.seed,
             augment="affine" if self.augment else recipe.augment,
             validation=min(recipe.validation, samples // 10),
+            weight_decay=recipe.weight_decay if self.weight_decay is None else self.weight_decay,
             usage_penalty=self.usage_penalty,
         )
 

@@ -32,8 +32,8 @@ class Recipe:
     ``augment``: a key of ``AUGMENTATIONS`` or None; ``buckets``: batches of samples of similar length;
     ``clip_norm``: largest norm of all gradients; ``decay``: whether the learning rate falls to zero along a
     cosine; ``validation``: so many of the last training samples are held out and choose the epoch with the
-    least loss (0: the last epoch is taken); ``usage_penalty``: factor of the mean |a| of all activations,
-    added to the loss.
+    least loss (0: the last epoch is taken); ``weight_decay``: of Adam, added to the gradient;
+    ``usage_penalty``: factor of the mean |a| of all activations, added to the loss.
     """
 
     epochs: int = 20
@@ -45,6 +45,7 @@ class Recipe:
     clip_norm: float | None = None
     decay: bool = False
     validation: int = 0
+    weight_decay: float = 0.0
     usage_penalty: float = 0.0
 
 
@@ -144,7 +145,10 @@ def train(
         ValueError: the checkpoint to resume from is of another training.
     """
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    state = _State(model, torch.optim.Adam(model.parameters(), lr=recipe.learning_rate), [], {})
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    state = _State(model, optimizer, [], {})
     if resume and checkpoint is not None and checkpoint.is_file():
         state.load(checkpoint, recipe, len(split))
     kept = len(split) - recipe.validation

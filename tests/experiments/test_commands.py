@@ -85,6 +85,7 @@ def test_unknown_experiment() -> None:
         (["--shape", "3"], "--shape: expected one of 64, 128-64, 128-64-dropout, got 3"),
         (["--init", "zeros"], "--init: expected one of he, torch, got zeros"),
         (["--device", "tpu"], "--device: expected one of cpu, cuda, got tpu"),
+        (["--weight-decay", "-1"], "--weight-decay: expected a number of at least 0, got -1.0"),
         (["--usage-penalty", "-1"], "--usage-penalty: expected a number of at least 0, got -1.0"),
         (["--max-divergence", "2"], "Config: expected max_divergence None or in (0, 1), got 2.0"),
         (["--traffic-prune-threshold", "0.9"], "expected prune_threshold"),
