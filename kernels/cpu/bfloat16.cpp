@@ -32,7 +32,7 @@ uint16_t* append_zeros(uint16_t* to, int64_t n) {
 }
 
 uint16_t* append(uint16_t* to, const uint16_t* from, int64_t n) {
-  std::memcpy(to, from, static_cast<size_t>(n) * sizeof(uint16_t));
+  if (n > 0) std::memcpy(to, from, static_cast<size_t>(n) * sizeof(uint16_t));  // no channels: `from` may be null
   return to + n;
 }
 

@@ -79,7 +79,7 @@ std::vector<float> pack(const dynprune::Kernels& kernels, const std::vector<floa
   p.master = master.data();
   p.row_stride = units == 0 ? 0 : static_cast<int64_t>(master.size()) / units;
   std::vector<int32_t> places(p.row_stride, -1);
-  for (size_t k = 0; k < columns.size(); ++k) places[columns[k]] = static_cast<int32_t>(k);
+  for (size_t k = 0; k < columns.size() && units > 0; ++k) places[columns[k]] = static_cast<int32_t>(k);
   p.places = places.data();
   p.units = units;
   p.depth = depth;
@@ -271,25 +271,11 @@ void check_group(const std::string& what, dynprune::Conv2dParams p, const std::v
   expect(untouched && all.intact(), what + " as a group: other units");
 }
 
-void test_conv2d(const dynprune::Kernels& kernels, const ConvShape& s) {
-  const std::string what = std::string(kernels.isa) + " conv2d " + s.name;
-  const int64_t all = s.gather ? 2 * s.channels : s.channels;  // channels of the input
+// The reference of a convolution with ReLU: element k of a unit's weights is [channel][tap], or [tap] if depthwise.
+std::vector<double> convolved(const ConvShape& s, const dynprune::Convolution& p, const std::vector<int64_t>& indices,
+                              const std::vector<float>& input, const std::vector<float>& master,
+                              const std::vector<float>& bias) {
   const int64_t taps = s.h.kernel * s.w.kernel, depth = s.depthwise ? taps : taps * s.channels;
-  dynprune::Conv2dParams p{};
-  p.stride_n = all * s.h.in * s.w.in;
-  p.stride_c = s.channels_last ? 1 : s.h.in * s.w.in;
-  p.stride_h = s.channels_last ? s.w.in * all : s.w.in;
-  p.stride_w = s.channels_last ? all : 1;
-  const int64_t zones = dynprune::zone_count(s.h) * dynprune::zone_count(s.w);
-  const std::vector<float> input = random_floats(s.batch * p.stride_n), master = random_floats(s.units * depth);
-  const std::vector<float> bias = random_floats(zones * s.units);
-  std::vector<int64_t> columns, indices;  // the master is [units][channels][taps], the packed depth [taps][channels]
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    for (int64_t c = 0; c < depth / taps; ++c) columns.push_back(c * taps + tap);
-  }
-  for (int64_t c = 0; c < s.channels; ++c) indices.push_back(s.gather ? 2 * c + 1 : c);
-  const std::vector<float> weight = pack(kernels, master, s.units, columns);
-
   std::vector<double> expected;
   for (int64_t n = 0; n < s.batch; ++n) {
     for (int64_t pixel = 0; pixel < s.h.out * s.w.out; ++pixel) {
@@ -309,6 +295,29 @@ void test_conv2d(const dynprune::Kernels& kernels, const ConvShape& s) {
       }
     }
   }
+  return expected;
+}
+
+void test_conv2d(const dynprune::Kernels& kernels, const ConvShape& s) {
+  const std::string what = std::string(kernels.isa) + " conv2d " + s.name;
+  const int64_t all = s.gather ? 2 * s.channels : s.channels;  // channels of the input
+  const int64_t taps = s.h.kernel * s.w.kernel, depth = s.depthwise ? taps : taps * s.channels;
+  dynprune::Conv2dParams p{};
+  p.stride_n = all * s.h.in * s.w.in;
+  p.stride_c = s.channels_last ? 1 : s.h.in * s.w.in;
+  p.stride_h = s.channels_last ? s.w.in * all : s.w.in;
+  p.stride_w = s.channels_last ? all : 1;
+  const int64_t zones = dynprune::zone_count(s.h) * dynprune::zone_count(s.w);
+  const std::vector<float> input = random_floats(s.batch * p.stride_n), master = random_floats(s.units * depth);
+  const std::vector<float> bias = random_floats(zones * s.units);
+  std::vector<int64_t> columns, indices;  // the master is [units][channels][taps], the packed depth [taps][channels]
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    for (int64_t c = 0; c < depth / taps; ++c) columns.push_back(c * taps + tap);
+  }
+  for (int64_t c = 0; c < s.channels; ++c) indices.push_back(s.gather ? 2 * c + 1 : c);
+  const std::vector<float> weight = pack(kernels, master, s.units, columns);
+
+  const std::vector<double> expected = convolved(s, p, indices, input, master, bias);
   p.input = input.data();
   p.input_indices = s.gather ? indices.data() : nullptr;
   p.weight = weight.data();
@@ -538,6 +547,91 @@ const LinearShape kLinear[] = {
     {5, 30, 130, 30, false}, {3, 0, 20, 4, false},  {140, 11, 70, 24, true}, {3, 7, 0, 7, false},
 };
 
+uint16_t to_bf16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);  // to the nearest, ties to even
+}
+
+float from_bf16(uint16_t half) {
+  const uint32_t bits = static_cast<uint32_t>(half) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// Values and what becomes of them in bfloat16.
+std::vector<uint16_t> rounded(std::vector<float>& values) {
+  std::vector<uint16_t> halves;
+  for (float& value : values) {
+    halves.push_back(to_bf16(value));
+    value = from_bf16(halves.back());
+  }
+  return halves;
+}
+
+// Packed panels [depth, width] to bfloat16: pairs of rows side by side, and behind them the last row of an odd depth.
+std::vector<uint16_t> paired(const std::vector<float>& packed, int64_t units, int64_t depth) {
+  std::vector<uint16_t> result;
+  for (int64_t unit = 0; unit < units; unit += dynprune::kPanel) {
+    const int64_t width = dynprune::padded_units(std::min(dynprune::kPanel, units - unit));
+    const float* panel = packed.data() + unit * depth;
+    for (int64_t k = 0; k + 1 < depth; k += 2) {
+      for (int64_t j = 0; j < 2 * width; ++j) result.push_back(to_bf16(panel[(k + j % 2) * width + j / 2]));
+    }
+    for (int64_t j = 0; j < width && depth % 2 == 1; ++j) result.push_back(to_bf16(panel[(depth - 1) * width + j]));
+  }
+  return result;
+}
+
+void test_bf16(const dynprune::Kernels& kernels, const ConvShape& s) {
+  if (!s.channels_last || s.gather || s.depthwise) return;  // what the kernel takes
+  const std::string what = std::string(kernels.isa) + " bf16 " + s.name;
+  const int64_t taps = s.h.kernel * s.w.kernel, depth = taps * s.channels;
+  dynprune::Bf16Params p{};
+  p.stride_c = 1;
+  p.stride_w = s.channels;
+  p.stride_h = s.w.in * s.channels;
+  p.stride_n = s.h.in * p.stride_h;
+  std::vector<float> input = random_floats(s.batch * p.stride_n), master = random_floats(s.units * depth);
+  const std::vector<uint16_t> halves = rounded(input);
+  rounded(master);
+  const std::vector<float> bias = random_floats(dynprune::zone_count(s.h) * dynprune::zone_count(s.w) * s.units);
+  std::vector<int64_t> columns, indices;
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    for (int64_t c = 0; c < s.channels; ++c) columns.push_back(c * taps + tap);
+  }
+  for (int64_t c = 0; c < s.channels; ++c) indices.push_back(c);
+  const std::vector<uint16_t> weight = paired(pack(kernels, master, s.units, columns), s.units, depth);
+  const std::vector<double> expected = convolved(s, p, indices, input, master, bias);
+  p.input = halves.data();
+  p.weight = weight.data();
+  p.bias = bias.data();
+  p.batch = s.batch;
+  p.channels = s.channels;
+  p.units = s.units;
+  p.pixel_units = s.units;
+  p.h = s.h;
+  p.w = s.w;
+  p.activation.kind = dynprune::Activation::relu;
+  for (int64_t tile : {int64_t{7}, dynprune::kRowTile}) {
+    p.row_tile = tile;
+    Guarded<uint16_t> output(static_cast<int64_t>(expected.size()), 0x7fc0);
+    Guarded<double> usage(dynprune::kUsageRows * dynprune::padded_units(p.units), 0.0);
+    p.output = output.data();
+    const int64_t tasks = dynprune::bf16_tasks(p);
+    kernels.bf16(p, usage.data(), 0, tasks / 2);
+    kernels.bf16(p, usage.data(), tasks / 2, tasks);
+    expect(!unreleased, what + ": gemm_release at the end of a range");
+    Guarded<float> wide(static_cast<int64_t>(expected.size()));
+    for (size_t i = 0; i < expected.size(); ++i) wide.data()[i] = from_bf16(output[i]);
+    expect(close(wide, expected, 5e-3), what + ": output");
+    expect(output.intact(), what + ": guard zones of the output");
+    expect(p.units == 0 || close(usage, usage_of(expected, p.units), 5e-3), what + ": usage");
+    expect(usage.intact(), what + ": guard zones of the usage");
+  }
+}
+
 const ConvShape kConv2d[] = {
     {"one of each", 1, 1, 1, axis(1, 1, 1, 0, 1), axis(1, 1, 1, 0, 1), true, false},
     {"1x1", 2, 17, 65, axis(9, 1, 1, 0, 1), axis(8, 1, 1, 0, 1), true, false},
@@ -625,6 +719,7 @@ int main() {
     test_lstm(*kernels, 40, 2, 9, {33});
     test_lstm(*kernels, 3, 140, 0, {5, 20});
     for (const ConvShape& shape : kConv2d) test_conv2d(*kernels, shape);
+    for (const ConvShape& shape : kConv2d) test_bf16(*kernels, shape);
     for (int64_t channels : {1, 16, 21, 33}) {
       test_max_pool2d(*kernels, channels, {7, 3, 2, 2, 0, 1}, {6, 3, 2, 2, 0, 1});
       test_max_pool2d(*kernels, channels, {5, 3, 3, 2, 1, 1}, {9, 5, 3, 1, 0, 2});
