@@ -316,7 +316,8 @@ class AcceleratedModel(nn.Module):
         NaN or infinity, which are left out), ``flips``, ``active_fraction``, ``operations``
         (multiply-adds executed by lowered layers, canaries and fill included) and
         ``dense_operations`` (what dense layers would have taken), ``observing`` (whether everything
-        is active because evidence is being gathered), and ``divergence`` where a guard is set.
+        is active because evidence is being gathered); ``divergence`` where a guard is set,
+        ``output_error`` with a budget, and ``compensation``, the present one, where that is ``"auto"``.
         """
         return self._controller.summary()
 
