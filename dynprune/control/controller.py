@@ -321,8 +321,7 @@ class Controller:
         free = {name: score for name, score in scores.items() if name not in self.forced}
         states = policy.decide(free, self.states, self._rules(settle), self.batch)
         self.observing = False
-        self._move(states, scores)
-        if self._means_moved():
+        if not self._move(states, scores) and self._means_moved():
             self.publish()
 
     def _means_moved(self) -> bool:
@@ -342,11 +341,11 @@ class Controller:
             total += float(now.square().sum())
         return moved > _MOVED * _MOVED * total
 
-    def _move(self, states: dict[str, policy.GroupState], scores: Mapping[str, Tensor]) -> None:
-        """Adopt new policy states, count their flips and publish what changed."""
+    def _move(self, states: dict[str, policy.GroupState], scores: Mapping[str, Tensor]) -> bool:
+        """Adopt new policy states, count their flips and publish what changed; False: nothing did."""
         flips = sum(int((states[name].active != self.states[name].active).sum()) for name in states)
         if flips == 0:
-            return
+            return False
         filled = dict(self.filled)
         for name, state in states.items():
             if not torch.equal(state.active, self.states[name].active):
@@ -359,6 +358,7 @@ class Controller:
             self.states, self.filled = before
             raise
         self.counts["flips"] += flips
+        return True
 
     def reactivate_all(self) -> None:
         """Publish the dense plan and start observing anew."""

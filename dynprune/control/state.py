@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from dynprune.control.controller import Controller
 
 _VERSION = 1
+_PARTS = {
+    "groups", "forced", "statistics", "substitutes", "batch", "observing", "frozen", "counts", "guard",
+    "budget", "compensation",
+}  # fmt: skip
 _RUNNING = ("usage", "means", "read_usage", "products")
 
 
@@ -68,11 +72,17 @@ def load(controller: Controller, state: Mapping[str, Any]) -> None:
     """Adopt what :func:`save` gave, of a controller of the same model, and publish its choice.
 
     Raises:
-        ValueError: it comes from another model or version.
+        ValueError: it comes from another model or version, or something of it is missing.
     """
     if state.get("version") != _VERSION:
         raise ValueError(
             f"load_state_dict: expected a state of version {_VERSION}, got {state.get('version')!r}"
+        )
+    missing = _PARTS - set(state)
+    if missing:
+        raise ValueError(
+            f"load_state_dict: expected a state with {', '.join(sorted(_PARTS))}, "
+            f"got one without {', '.join(sorted(missing))}"
         )
     expected = {name: group.units for name, group in controller.program.groups.items()}
     got = {name: len(group["active"]) for name, group in state["groups"].items()}

@@ -31,13 +31,12 @@ def conv2d_entry(site: LayerSite, active: Tensor | None, inputs: Inputs, **commo
     more: dict[str, Any] = {}
     if groups == 1:
         columns = inputs.columns()
-        pruned, sums = inputs.pruned, None
+        # A weight in half the width is added up as the model has it, not on the way.
+        pruned, sums = inputs.pruned if weight.dtype == module.weight.dtype else None, None
         if pruned is not None:
             sums = bias.new_empty((site.units if rows is None else len(rows), taps), dtype=torch.float64)
         packed = pack(inputs.mixed(weight), rows, columns, scale, values=pruned, sums=sums)
-        # A weight in half the width is added up as the model has it.
-        exact = sums if weight.dtype == module.weight.dtype else None
-        bias, weight = conv2d_bias(module, scale, bias, rows, inputs, exact), packed
+        bias, weight = conv2d_bias(module, scale, bias, rows, inputs, sums), packed
         depth = module.in_channels if columns is None else len(columns)
     else:
         weight, groups, more = _grouped_weight(site, weight, scale, rows, pack)

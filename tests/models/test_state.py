@@ -102,6 +102,11 @@ def test_a_state_of_another_model_is_refused() -> None:
     with pytest.raises(ValueError, match=r"load_state_dict: expected a state of groups .*64.*, got .*128"):
         fast(torch.randn(2, INPUTS))
     assert fast.active()["0"].equal(before)
+    fast.set_extra_state({k: v for k, v in fast.get_extra_state().items() if k not in ("counts", "batch")})
+    with pytest.raises(
+        ValueError, match=r"load_state_dict: expected a state with .*, got one without batch, counts"
+    ):
+        fast(torch.randn(2, INPUTS))
     fast.set_extra_state({})
     with pytest.raises(ValueError, match="load_state_dict: expected a state of version 1, got None"):
         fast(torch.randn(2, INPUTS))
