@@ -13,7 +13,7 @@ from dynprune.lowering.convolution import conv_padding, is_depthwise
 from dynprune.lowering.ir import LayerSite
 from dynprune.ops import reference
 from dynprune.plan.entries import Conv2dEntry
-from dynprune.plan.inputs import Inputs, rows_of, runs_native
+from dynprune.plan.inputs import Inputs, picked, pruned_sums, rows_of, runs_native
 
 
 def conv2d_entry(site: LayerSite, active: Tensor | None, inputs: Inputs, **common: Any) -> Conv2dEntry:
@@ -93,16 +93,13 @@ def conv2d_bias(
     means that outside the image a pruned unit's constant is absent: the bias depends on the taps the
     border cuts off, whatever the size of the image.
     """
-    weight, pruned = module.weight.detach(), inputs.pruned
-    if rows is not None:
-        bias = bias.index_select(0, rows)
+    weight, pruned, bias = module.weight.detach(), inputs.pruned, picked(bias, rows)
     if pruned is None:
         return bias
     if sums is None:
-        add_up = ops.tap_sums if weight.dtype == torch.float32 else reference.tap_sums
-        sums = add_up(weight, pruned, rows)
+        sums = pruned_sums(weight, pruned, rows)
     if scale is not None:
-        sums = sums * (scale if rows is None else scale[rows]).double()[:, None]
+        sums = sums * picked(scale, rows).double()[:, None]
     masks = border_masks(weight.shape[2:], tuple(conv_padding(module) or (0, 0)), module.dilation)
     table = (masks.flatten(1).t() @ sums.t() + bias.double()).to(bias.dtype)
     return table.view(*masks.shape[1:], -1) if masks.dim() > 2 else table[0]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dynprune import ops
+from dynprune.ops import reference
 from dynprune.ops.reference import wide
 from dynprune.plan.substitute import Substitute
 
@@ -56,6 +57,17 @@ class Inputs:
             return None if len(units) == len(self.active) else units
         pixels = torch.arange(self.spatial)
         return (units[None, :] * self.spatial + pixels[:, None]).flatten()
+
+
+def picked(values: Tensor, rows: Tensor | None) -> Tensor:
+    """The ``rows`` of ``values``; None: all of them."""
+    return values if rows is None else values.index_select(0, rows)
+
+
+def pruned_sums(weight: Tensor, pruned: Tensor, rows: Tensor | None) -> Tensor:
+    """What ``pruned`` ``[in]`` add to each row of ``weight`` ``[out, in, kh, kw]``, as packing finds it."""
+    add_up = ops.tap_sums if weight.dtype == torch.float32 else reference.tap_sums
+    return add_up(weight, pruned, rows)
 
 
 def rows_of(active: Tensor | None) -> Tensor | None:

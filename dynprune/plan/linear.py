@@ -12,7 +12,7 @@ from dynprune import ops
 from dynprune.lowering.ir import LayerSite
 from dynprune.ops import reference
 from dynprune.plan.entries import LinearEntry
-from dynprune.plan.inputs import Inputs, rows_of, runs_native
+from dynprune.plan.inputs import Inputs, picked, pruned_sums, rows_of, runs_native
 
 # A smaller weight lies in the cache, where reading it straight through costs little.
 _INPUT_MAJOR_WEIGHTS = 65_536
@@ -67,18 +67,15 @@ def linear_bias(
 
     ``sums`` ``[active, pixels]`` are what packing found of the second term.
     """
-    pruned = inputs.pruned
-    if rows is not None:
-        bias = bias.index_select(0, rows)
+    pruned, bias = inputs.pruned, picked(bias, rows)
     if pruned is None:
         return bias
     if sums is None:
         # The pixels of a flattened image are to a linear layer what taps are to a convolution.
-        add_up = ops.tap_sums if weight.dtype == torch.float32 else reference.tap_sums
-        sums = add_up(weight.view(len(weight), len(pruned), -1, 1), pruned, rows)
+        sums = pruned_sums(weight.view(len(weight), len(pruned), -1, 1), pruned, rows)
     taken = sums.sum(1)
     if scale is not None:
-        taken = taken * (scale if rows is None else scale[rows])
+        taken = taken * picked(scale, rows)
     return (bias + taken).to(bias.dtype)
 
 
