@@ -105,7 +105,7 @@ def mlp(inputs: int, outputs: int, shape: str, seed: int, init: str = "he") -> n
 
 
 class BiLstm(nn.Module):
-    """Embedding, bidirectional LSTM, its last states, two fully connected layers, one logit.
+    """Embedding, bidirectional LSTM, mean of its states over the text, two fully connected layers, one logit.
 
     Input: int64 [N, steps], 0 where a text has ended, and lengths int64 [N] (on the CPU); output: logits
     [N], above 0 for class 1. Dropout 0.5 behind the embedding and before the last layer.
@@ -125,9 +125,10 @@ class BiLstm(nn.Module):
         """Logits float32 [N]."""
         embedded = self.drop(self.embedding(tokens))
         packed = nn.utils.rnn.pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
-        _, (states, _) = self.lstm(packed)
-        last = torch.cat([states[-2], states[-1]], 1)
-        logits: Tensor = self.fc2(self.drop2(self.relu(self.fc1(last))))[:, 0]
+        states, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        words = (tokens[:, : states.shape[1]] != 0).unsqueeze(2)
+        mean = (states * words).sum(1) / words.sum(1)
+        logits: Tensor = self.fc2(self.drop2(self.relu(self.fc1(mean))))[:, 0]
         return logits
 
 
