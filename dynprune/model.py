@@ -314,7 +314,7 @@ class AcceleratedModel(nn.Module):
 
         ``batches``, ``rows``, ``canary_rows``, ``bad_batches`` (of those that gave statistics, how many held
         NaN or infinity, which are left out), ``flips``, ``active_fraction``, ``operations``
-        (multiply-adds executed by lowered layers, canaries and fill included) and
+        (multiply-adds executed by lowered layers, canaries included) and
         ``dense_operations`` (what dense layers would have taken), ``observing`` (whether everything
         is active because evidence is being gathered); ``divergence`` where a guard is set,
         ``output_error`` with a budget, and ``compensation``, the present one, where that is ``"auto"``.

@@ -27,7 +27,6 @@ from dynprune.control.trial import Trial
 from dynprune.control.usage import UsageStats
 from dynprune.control.worker import Worker
 from dynprune.lowering.ir import LayerSite, LSTMSite, Program
-from dynprune.ops.reference import UNIT_ALIGN
 from dynprune.plan.build import PlanBuilder, squared_columns
 from dynprune.plan.plan import Plan
 from dynprune.plan.record import Record
@@ -80,7 +79,6 @@ class Controller:
         self.usage_reads = program.usage_reads
         self.statistics = Statistics(program, config.window)
         self.states = self._all_active()
-        self.filled = {name: state.active for name, state in self.states.items()}
         self.drift = DriftDetector(config.drift_threshold)
         self.guard = None if config.max_divergence is None else Guard(config.max_divergence)
         self.budget = Budget(config.error_budget) if config.criterion == "budget" else None
@@ -321,7 +319,7 @@ class Controller:
         free = {name: score for name, score in scores.items() if name not in self.forced}
         states = policy.decide(free, self.states, self._rules(settle), self.batch)
         self.observing = False
-        if not self._move(states, scores) and self._means_moved():
+        if not self._move(states) and self._means_moved():
             self.publish()
 
     def _means_moved(self) -> bool:
@@ -341,21 +339,17 @@ class Controller:
             total += float(now.square().sum())
         return moved > _MOVED * _MOVED * total
 
-    def _move(self, states: dict[str, policy.GroupState], scores: Mapping[str, Tensor]) -> bool:
+    def _move(self, states: dict[str, policy.GroupState]) -> bool:
         """Adopt new policy states, count their flips and publish what changed; False: nothing did."""
         flips = sum(int((states[name].active != self.states[name].active).sum()) for name in states)
         if flips == 0:
             return False
-        filled = dict(self.filled)
-        for name, state in states.items():
-            if not torch.equal(state.active, self.states[name].active):
-                filled[name] = policy.fill(state.active, scores[name], UNIT_ALIGN)
-        before = self.states, self.filled
-        self.states, self.filled = states, filled
+        before = self.states
+        self.states = states
         try:
             self.publish()
         except BaseException:
-            self.states, self.filled = before
+            self.states = before
             raise
         self.counts["flips"] += flips
         return True
@@ -366,8 +360,7 @@ class Controller:
             self._last_seen = self.statistics
         self.statistics = Statistics(self.program, self.config.window)
         self.observing = True
-        nothing = {n: torch.full((g.units,), float("nan")) for n, g in self.program.groups.items()}
-        self._move(self._all_active(), nothing)
+        self._move(self._all_active())
         self.drift.reset()
 
     def calibrated(self, statistics: Statistics) -> None:
@@ -382,7 +375,7 @@ class Controller:
                 states = policy.decide(free, fresh, self._rules(settle=True), self.batch)
                 self.observing = False
                 # Publishing is owed even without a flip: the constants are new.
-                self._move(states, scores)
+                self._move(states)
                 self.publish()
             except BaseException:
                 self.statistics, self.observing = before
@@ -391,8 +384,8 @@ class Controller:
     # Publishing -----------------------------------------------------------------------------------
 
     def active(self) -> dict[str, Tensor]:
-        """Group -> units to compute: the forced set, or the policy's with fill."""
-        return {name: self.forced.get(name, mask) for name, mask in self.filled.items()}
+        """Group -> units to compute: the forced set, or the policy's."""
+        return {name: self.forced.get(name, state.active) for name, state in self.states.items()}
 
     def substitutes(
         self, active: Mapping[str, Tensor], compensation: str | None = None
@@ -475,7 +468,7 @@ class Controller:
             return
         scores = self.scores()
         states = policy.decide({name: scores[name]}, self.states, self._rules(settle=True), self.batch)
-        self._move(states, scores)
+        self._move(states)
 
     def usage(self) -> dict[str, UsageStats]:
         """Group -> usage statistics."""

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from dynprune.control.usage import UsageStats
 
+# Units that vary by less than so much of the activations' size in their layer vary by float32's rounding.
+_ROUNDING = 1e-6
+
 
 @dataclasses.dataclass(frozen=True)
 class GroupView:
@@ -42,12 +45,13 @@ def contribution(view: GroupView) -> Tensor:
 
     A unit at 0.05 contributes less than a twentieth of an average unit to the variance of what reads
     it, at any scale of the weights; the constant part is kept by compensation. NaN (no decision) where
-    no unit contributes. After Mean Replacement Pruning (arXiv 2212.12651) and FLAP's WIFV.
+    no unit varies by more than rounding. After Mean Replacement Pruning (arXiv 2212.12651) and FLAP's WIFV.
     """
     result = torch.full_like(view.usage.var, float("nan"))
     variances = view.reader_vars or [view.usage.var] * len(view.reader_norms)
+    rounding = (_ROUNDING * view.usage.mean_abs).square().mean()
     for var, norms in zip(variances, view.reader_norms, strict=True):
-        share = var * norms
+        share = torch.where(var > rounding, var, 0.0) * norms
         mean = share.mean()
         if mean > 0:
             result = torch.fmax(result, share / mean)

@@ -16,7 +16,7 @@ class GroupState:
     """The policy's view of one group; replaced, never changed in place.
 
     Attributes:
-        active: bool ``[units]``, the policy's set, without fill.
+        active: bool ``[units]``, the policy's set.
         flipped: int64 ``[units]``, the batch of each unit's last flip.
     """
 
@@ -80,29 +80,3 @@ def _keep_floor(leaving: Tensor, active: Tensor, score: Tensor, floor: int) -> T
     kept = leaving.clone()
     kept[ranked[:missing]] = False
     return kept
-
-
-def fill(active: Tensor, score: Tensor, align: int) -> Tensor:
-    """The active set with the places filled that the kernels would compute anyway.
-
-    A kernel computes whole vectors of ``align`` units, but what reads a group pays for every unit: so
-    the set grows to the largest power of two up to ``align`` that adds at most a sixteenth of the set.
-    The best-scoring pruned units are taken; units with a NaN score are not.
-    """
-    count, units = int(active.sum()), len(active)
-    if count == 0:
-        return active
-    target, step = count, 2
-    while step <= align:
-        rounded = -(-count // step) * step
-        if rounded - count <= count / 16:
-            target = rounded
-        step *= 2
-    extra = min(target, units) - count
-    usable = ~active & ~score.isnan()
-    if extra <= 0 or int(usable.sum()) < extra:
-        return active
-    ranked = torch.where(usable, score, -torch.inf).argsort(descending=True, stable=True)
-    filled = active.clone()
-    filled[ranked[:extra]] = True
-    return filled

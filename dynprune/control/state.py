@@ -52,8 +52,7 @@ def save(controller: Controller) -> dict[str, Any]:
         return {
             "version": _VERSION,
             "groups": {
-                name: {"active": s.active, "flipped": s.flipped, "filled": controller.filled[name]}
-                for name, s in controller.states.items()
+                name: {"active": s.active, "flipped": s.flipped} for name, s in controller.states.items()
             },
             "forced": dict(controller.forced),
             "statistics": _statistics(controller.statistics),
@@ -92,7 +91,6 @@ def load(controller: Controller, state: Mapping[str, Any]) -> None:
     with controller.lock, torch.inference_mode(False), torch.no_grad():
         groups = state["groups"]
         controller.states = {n: GroupState(g["active"], g["flipped"]) for n, g in groups.items()}
-        controller.filled = {n: g["filled"] for n, g in groups.items()}
         controller.forced = dict(state["forced"])
         fresh = Statistics(controller.program, controller.config.window)
         controller.statistics = _fill(fresh, state["statistics"])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dynprune.control.policy import GroupState, Rules, decide, fill
+from dynprune.control.policy import GroupState, Rules, decide
 
 RULES = Rules(prune=0.05, reactivate=0.10, min_active=1)
 SETTINGS = settings(max_examples=150, deadline=None, derandomize=True)
@@ -112,26 +111,3 @@ def test_states_are_replaced_not_changed() -> None:
     state = GroupState.all_active(4)
     decide({"g": torch.zeros(4).double()}, {"g": state}, RULES, 3)
     assert state.active.all() and (state.flipped < 0).all()
-
-
-@SETTINGS
-@given(groups(), st.sampled_from([1, 2, 8, 16]))
-def test_fill(group: tuple[Tensor, Tensor], align: int) -> None:
-    scores, active = group
-    filled = fill(active, scores, align)
-    added = filled & ~active
-    assert (filled | ~active).all(), "a superset"
-    assert int(added.sum()) <= int(active.sum()) / 16
-    assert not scores[added].isnan().any()
-    left = ~filled & ~scores.isnan()
-    if added.any() and left.any():
-        assert scores[added].min() >= scores[left].max(), "best-scoring first"
-
-
-@pytest.mark.parametrize(
-    ("count", "units", "filled"),
-    [(0, 64, 0), (1, 64, 1), (15, 64, 15), (17, 64, 18), (31, 64, 32), (61, 64, 64), (63, 63, 63)],
-)  # fmt: skip
-def test_fill_counts(count: int, units: int, filled: int) -> None:
-    active = torch.arange(units) < count
-    assert int(fill(active, torch.rand(units).double(), 8).sum()) == filled

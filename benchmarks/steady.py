@@ -1,0 +1,97 @@
+"""What adapting costs once the traffic is steady: canary rows, statistics and decisions.
+
+    python -m benchmarks.steady cifar10-cnn --data-dir FOLDER --traffic 0,1 --thresholds 0.2 0.3
+
+lets the model of ``results/`` settle, then serves the same batches adapting and frozen, block by block in
+turn, and gives the share of the adapting model's time that the frozen one does not take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dynprune
+from benchmarks.streams import Served
+from dynprune.experiments import serving
+from dynprune.experiments.records import machine_record, versions_record
+
+SETTLE_BATCHES, SETTLE_ROWS = 200, 4096  # at least, before anything is timed
+BLOCK = 64  # batches; four of them carry canary rows under the default interval
+
+
+def share(served: Served, traffic: str, config: dynprune.Config, batch_size: int, blocks: int) -> float:
+    """The median over blocks of 1 - frozen time / adapting time."""
+    split = served.data.test
+    settle = max(SETTLE_BATCHES, SETTLE_ROWS // batch_size)
+    stream = served.stream(f"sudden:{traffic}*{settle + BLOCK}>all*1", config.seed)
+    arrivals = stream.arrivals(split.labels, split.samples.lengths, batch_size)
+    batches = [split.samples.inputs(each.rows) for each in islice(arrivals, settle + BLOCK)]
+    fast = serving.accelerated(served.model, split, config)
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        for inputs in batches[settle:]:
+            fast(*inputs)
+        return time.perf_counter() - started
+
+    shares = []
+    with torch.inference_mode():
+        for inputs in batches[:settle]:
+            fast(*inputs)
+        for block in range(blocks):
+            times = {}
+            for frozen in (block % 2 == 0, block % 2 == 1):
+                (fast.freeze if frozen else fast.unfreeze)()
+                times[frozen] = seconds()
+            shares.append(1 - times[True] / times[False])
+    return statistics.median(shares)
+
+
+def main() -> None:
+    """Measure, print, and write JSON where asked."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("experiment")
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, help="default: results/EXPERIMENT.safetensors")
+    parser.add_argument("--traffic", nargs="+", default=["all"])
+    parser.add_argument("--thresholds", type=float, nargs=2, default=(0.05, 0.10))
+    parser.add_argument("--canary-interval", type=int, default=dynprune.Config.canary_interval)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 1])
+    parser.add_argument("--blocks", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(options.threads)
+    weights = options.weights or Path("results") / f"{options.experiment}.safetensors"
+    served = Served(options.experiment, options.data_dir, weights)
+    shares: dict[str, Any] = {}
+    for traffic in options.traffic:
+        for size in options.batch_sizes:
+            config = dynprune.Config(*options.thresholds, canary_interval=options.canary_interval)
+            found = share(served, traffic, config, size, options.blocks)
+            shares[f"{traffic}, batch {size}"] = round(found, 5)
+            print(f"{options.experiment} {traffic}, batch {size}: {100 * found:.2f}% of the time is adapting")
+    if options.out is not None:
+        record = {
+            "experiment": options.experiment,
+            "thresholds": list(options.thresholds),
+            "canary_interval": options.canary_interval,
+            "threads": options.threads,
+            "shares": shares,
+            "machine": machine_record(),
+            "versions": versions_record(),
+        }
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
