@@ -75,9 +75,9 @@ class _Materializer:
             if isinstance(site, LayerSite):
                 return self._layer(node, site, source)
             if isinstance(site, LSTMSite):
-                module: nn.Module = self._lstm(site)
-                lengths = [self.values[n] for n in node.all_input_nodes[1:]]
-                return self._call(site.name.replace(".", "_"), module, source, *lengths)
+                more: Any = fx.map_arg(node.args[1:], lambda n: expanded.get(n, self.values[n]))
+                module: nn.Module = self._lstm(site, given_states=len(more) > 1)
+                return self._call(site.name.replace(".", "_"), module, source, *more)
             if isinstance(site, NormSite):
                 module = _compact_norm(site, self._kept(*site.layout.groups))
                 return self._call(str(node.target), module, source)
@@ -112,7 +112,7 @@ class _Materializer:
             unique = f"{name}_{count}"
         return unique
 
-    def _call(self, name: str, module: nn.Module, *sources: fx.Node) -> fx.Node:
+    def _call(self, name: str, module: nn.Module, *sources: fx.Node | None) -> fx.Node:
         unique = self._free_name(name)
         self.root[unique] = module
         return self.graph.call_module(unique, sources)
@@ -125,7 +125,7 @@ class _Materializer:
         module = ExpandUnits(self._kept(*layout.groups), inputs.active, inputs.substitute, layout)
         return self._call(f"expand_{index}", module, self.values[source])
 
-    def _lstm(self, site: LSTMSite) -> CompactLSTM:
+    def _lstm(self, site: LSTMSite, *, given_states: bool) -> CompactLSTM:
         columns = None
         if site.read is not None:
             columns = self._kept(*self.program.reads[site.read].layout.groups)
@@ -133,7 +133,9 @@ class _Materializer:
         if not steps:
             everything = torch.arange(site.layer.hidden_size)
             steps = [(Inputs(), everything) for _ in site.layer.suffixes]
-        return CompactLSTM(site, (self._inputs(site.read), columns), steps)
+        return CompactLSTM(
+            site, (self._inputs(site.read), columns), steps, starts=given_states and self.compensate
+        )
 
     def _layer(self, node: fx.Node, site: LayerSite, source: fx.Node) -> fx.Node:
         weight = wide(site.module.weight.detach())

@@ -121,6 +121,11 @@ class _Analyser:
         site = LSTMSite(layer.name, module)
         index = self._add_site(node, site)
         site.read = self._read_input(node, module, index)
+        for state, kind in zip(node.args[2:], ("hidden", "cell"), strict=False):
+            # At the first step pruned units of this layer have the values that they are given.
+            if isinstance(state, fx.Node) and state in self.flow.of:
+                if state not in self.result.expanded.get(node, {}):
+                    self._expand(node, state, f"{layer.name}.{kind}")
         if layer.never is not None:
             self._note(layer.name, f"kernel; never pruned: {layer.never}")
             return
@@ -179,16 +184,18 @@ class _Analyser:
         elif shapes.concatenated(node) is not None and self.direct.issuperset(sources):
             self.direct.add(node)
 
-    def _expand(self, node: fx.Node, source: fx.Node) -> None:
-        layout = self.flow.of[source]
-        name = f"{layout.name}:{node.name}"
+    def _expand(self, node: fx.Node, source: fx.Node, reader: str | None = None) -> None:
+        """Full width for an op; ``reader`` names the read point after something else than the op."""
+        layout, reader = self.flow.of[source], reader or node.name
+        name = f"{layout.name}:{reader}"
         index = len(self.result.sites)
-        read = self._add_read(layout, index, direct=source in self.direct, reader=node.name)
+        read = self._add_read(layout, index, direct=source in self.direct, reader=reader)
         self.result.sites.append(ExpandSite(name, read))
         self.result.expanded.setdefault(node, {})[source] = index
-        reader = "the output" if node.op == "output" else f"{node.op} {_target(node)}"
+        what = "the output" if node.op == "output" else f"{node.op} {_target(node)}"
+        what = what if reader == node.name else "an initial state"
         why = f", because {self.flow.why[node]}" if node in self.flow.why else ""
-        self._note(node.name, f"reads {layout.name} at full width: {reader}{why}")
+        self._note(reader, f"reads {layout.name} at full width: {what}{why}")
 
     def _add_site(self, node: fx.Node, site: Site) -> int:
         self.result.sites.append(site)

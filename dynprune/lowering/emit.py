@@ -15,7 +15,7 @@ from dynprune.lowering.ir import Layout, Program, UsageSite
 from dynprune.ops import reference
 
 
-def run_entry(plan: Any, index: int, record: Any, x: Tensor, *more: Tensor) -> Any:
+def run_entry(plan: Any, index: int, record: Any, x: Tensor, *more: Tensor | None) -> Any:
     """Run one entry of a plan; the program's only way to its weights."""
     return plan.entries[index](x, record, *more)
 
@@ -66,7 +66,7 @@ def emit(analysis: Analysis) -> Program:
     record = graph.placeholder("dynprune_record")
     values: dict[fx.Node, fx.Node] = {}
 
-    def entry(index: int, x: fx.Node, *more: fx.Node) -> fx.Node:
+    def entry(index: int, x: fx.Node, *more: fx.Node | None) -> fx.Node:
         return graph.call_function(run_entry, (plan, index, record, x, *more))
 
     for node in traced.graph.nodes:
@@ -76,8 +76,8 @@ def emit(analysis: Analysis) -> Program:
         if node in analysis.fused:
             values[node] = values[analysis.fused[node]]
         elif index is not None and not isinstance(analysis.sites[index], UsageSite):
-            # Behind the source an LSTM's lengths, where it has some.
-            values[node] = entry(index, *(inputs[n] for n in node.all_input_nodes))
+            # Behind the source an LSTM's lengths and initial states, where it has some.
+            values[node] = entry(index, *fx.map_arg(node.args, inputs.__getitem__))
         elif node in analysis.layouts:
             kept = _keep(graph, holder, modules, inputs, node)
             values[node] = kept if index is None else entry(index, kept)

@@ -47,29 +47,50 @@ class LSTMLayer(nn.Module):
         b_ih, b_hh = (getattr(self.lstm, f"bias_{part}_{name}").detach() for part in ("ih", "hh"))
         return w_ih, w_hh, b_ih + b_hh
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        hidden: Tensor | None = None,
+        cell: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
         """All units, by PyTorch; see :func:`run_lstm`."""
-        return run_lstm(self.lstm, x, lengths)
+        return run_lstm(self.lstm, x, lengths, hidden, cell)
 
 
-def run_lstm(lstm: nn.LSTM, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, ...]:
-    """One layer by PyTorch, from states of zero.
+def run_lstm(
+    lstm: nn.LSTM,
+    x: Tensor,
+    lengths: Tensor | None = None,
+    hidden: Tensor | None = None,
+    cell: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """One layer by PyTorch.
 
     Args:
         lstm: of one layer.
         x: ``[steps, batch, in]``, or batch first as ``lstm`` is.
         lengths: int64 ``[batch]``, the longest as long as ``x``; None: all steps.
+        hidden: initial states ``[batch, hidden * directions]``; None: zero.
+        cell: likewise, given with ``hidden``.
 
     Returns:
         The outputs ``[..., hidden * directions]``, then the last hidden state ``[batch, hidden]`` of
         each direction, then the last cell states likewise.
     """
+    given = None
+    if hidden is not None and cell is not None:
+        given = _by_direction(lstm, hidden), _by_direction(lstm, cell)
     if lengths is None:
-        y, (h, c) = lstm(x)
+        y, (h, c) = lstm(x, given)
     else:
-        packed, (h, c) = lstm(pack_padded_sequence(x, lengths, lstm.batch_first, enforce_sorted=False))
+        packed, (h, c) = lstm(pack_padded_sequence(x, lengths, lstm.batch_first, enforce_sorted=False), given)
         y, _ = pad_packed_sequence(packed, lstm.batch_first)
     return y, *h.unbind(0), *c.unbind(0)
+
+
+def _by_direction(lstm: nn.LSTM, state: Tensor) -> Tensor:
+    return torch.stack(torch.split(state, lstm.hidden_size, 1))
 
 
 def sequence_lengths(lengths: Any, enforce_sorted: bool) -> Tensor:
@@ -125,10 +146,9 @@ def why_not(node: fx.Node, module: nn.LSTM) -> str | None:
         return "an active set of its own"
     if module.proj_size:
         return "projections (proj_size)"
-    if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
-        return "initial states given by the model"
-    packed = _is_call(node.args[0], pack_padded_sequence)
-    if not packed and len(node.args[0].meta.get("shape") or ()) != 3:
+    source = tables.source_of(node)
+    packed = _is_call(source, pack_padded_sequence)
+    if not packed and len(source.meta.get("shape") or ()) != 3:
         return "an input that is neither [batch, steps, features] nor packed by pack_padded_sequence"
     for part in node.users:
         if not _is_item(part, 0, 1):
@@ -155,8 +175,11 @@ def split_lstms(traced: fx.GraphModule) -> bool:
         node for node in traced.graph.nodes
         if node.op == "call_module" and isinstance(modules[str(node.target)], nn.LSTM)
     ]  # fmt: skip
-    changed = False
     for node in found:
+        _part_states(traced.graph, node)
+    changed = False
+    # The last first: the states that it is given may be those of another, which are picked apart by then.
+    for node in reversed(found):
         module = modules[str(node.target)]
         assert isinstance(module, nn.LSTM)
         if why_not(node, module) is None:
@@ -169,12 +192,23 @@ def split_lstms(traced: fx.GraphModule) -> bool:
     return changed
 
 
+def _part_states(graph: fx.Graph, node: fx.Node) -> None:
+    """The initial states of a call as two values, ``lstm(x, (h, c))``, or ``lstm(x)`` without any."""
+    states: Any = node.kwargs.get("hx", node.args[1] if len(node.args) == 2 else None)
+    if isinstance(states, fx.Node):
+        with graph.inserting_before(node):
+            states = tuple(graph.call_function(operator.getitem, (states, kind)) for kind in (0, 1))
+    node.args = node.args[:1] if states is None else (node.args[0], tuple(states))
+    node.kwargs = {}
+
+
 def _split(traced: fx.GraphModule, node: fx.Node, module: nn.LSTM) -> None:
     graph, source = traced.graph, node.args[0]
     assert isinstance(source, fx.Node)
     lengths: fx.Node | None = None
     batch_first = module.batch_first
     ways = 2 if module.bidirectional else 1
+    initial: Any = node.args[1] if len(node.args) == 2 else ()
     states: list[list[fx.Node]] = [[], []]  # hidden, cell; layer by layer, direction by direction
     with graph.inserting_before(node):
         x: Any = source
@@ -188,7 +222,9 @@ def _split(traced: fx.GraphModule, node: fx.Node, module: nn.LSTM) -> None:
             while hasattr(traced, name):
                 name += "_"
             traced.add_module(name, LSTMLayer(module, layer, batch_first))
-            call = graph.call_module(name, (x,) if lengths is None else (x, lengths))
+            begin = [_of_layer(graph, state, layer * ways, ways) for state in initial]
+            more = (lengths, *begin) if begin or lengths is not None else ()
+            call = graph.call_module(name, (x, *more))
             call.meta["name"] = f"{node.target}.l{layer}"
             x = graph.call_function(operator.getitem, (call, 0))
             for kind in (0, 1):
@@ -205,6 +241,12 @@ def _split(traced: fx.GraphModule, node: fx.Node, module: nn.LSTM) -> None:
         else:
             for pad in list(part.users):
                 _replace_padded(graph, pad, x, lengths, batch_first)
+
+
+def _of_layer(graph: fx.Graph, state: fx.Node, first: int, ways: int) -> fx.Node:
+    """``[batch, hidden * directions]`` of one layer from ``[layers * directions, batch, hidden]``."""
+    parts = [graph.call_function(operator.getitem, (state, first + way)) for way in range(ways)]
+    return parts[0] if ways == 1 else graph.call_function(torch.cat, (parts, 1))
 
 
 def _replace_state(graph: fx.Graph, state: fx.Node, parts: list[fx.Node]) -> None:

@@ -158,6 +158,35 @@ class Conv2dEntry:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Starts:
+    """How given initial states enter an LSTM layer some of whose units are pruned.
+
+    A pruned unit's initial state is what it is given, not its constant. So the first step multiplies all
+    units' states with the dense weights' rows of the active gates, read in place: plans hold no copy of them.
+    """
+
+    op: Callable[..., Tensor]
+    kept: Tensor  # active units of all directions, int64
+    weight: list[Tensor]  # of each direction [4 * hidden, hidden], the model's own
+    gates: list[Tensor]  # of each direction, the rows of its active units [4 * active], int64
+
+    def __call__(self, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """What full-width states ``[batch, hidden * directions]`` add to the gates of the first step
+        ``[batch, 4 * active of all directions]``, and the active units' cells.
+        """
+        by_direction = zip(hidden.chunk(len(self.weight), 1), self.weight, self.gates, strict=True)
+        first = [self.op(h.contiguous(), w, None, indices=rows) for h, w, rows in by_direction]
+        return torch.cat(first, 1), cell.index_select(1, self.kept)
+
+    @property
+    def macs(self) -> int:
+        """Per row, beyond those of a step from the active units' states."""
+        return sum(
+            len(rows) * (w.shape[1] - len(rows) // 4) for w, rows in zip(self.weight, self.gates, strict=True)
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class LSTMEntry:
     """One layer of an LSTM on the active units of its directions."""
 
@@ -171,15 +200,30 @@ class LSTMEntry:
     recurrent: tuple[int, ...]  # read points of the steps to measure, as ``read``
     dense_operations: int  # per step of a row
     macs: int  # per step of a row
+    starts: Starts | None = None  # where units are pruned
 
-    def __call__(self, x: Tensor, record: Record | None, lengths: Tensor | None = None) -> tuple[Tensor, ...]:
+    def __call__(
+        self,
+        x: Tensor,
+        record: Record | None,
+        lengths: Tensor | None = None,
+        hidden: Tensor | None = None,
+        cell: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
         """The outputs, then the last hidden state of each direction, then the last cell states."""
         sizes = [bias.shape[2] for bias in self.bias]
         usage = None
         if record is not None and record.want_usage and self.groups:
             usage = x.new_zeros((reference.USAGE_ROWS, sum(sizes)), dtype=torch.float64)
-        y, hidden, cell = self.op(
-            x, self.weight, self.bias, lengths, batch_first=self.batch_first, usage=usage
+        given = hidden is not None and cell is not None
+        first = None
+        if self.starts is not None and hidden is not None and cell is not None:
+            first, cell = self.starts(hidden, cell)
+            hidden = None
+        options: dict[str, Any] = {} if first is None else {"first": first}
+        y, h, c = self.op(
+            x, self.weight, self.bias, lengths, hidden, cell,
+            batch_first=self.batch_first, usage=usage, **options,
         )  # fmt: skip
         if record is not None:
             steps = x.shape[0] * x.shape[1] if lengths is None else int(lengths.sum())
@@ -191,8 +235,10 @@ class LSTMEntry:
                     record.add_usage(group, part)
                     record.expect(group, steps)
             record.operations += steps * self.macs
+            if given and self.starts is not None:
+                record.operations += h.shape[0] * self.starts.macs
             record.dense_operations += steps * self.dense_operations
-        return y, *torch.split(hidden, sizes, 1), *torch.split(cell, sizes, 1)
+        return y, *torch.split(h, sizes, 1), *torch.split(c, sizes, 1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

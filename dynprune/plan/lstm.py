@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dynprune import ops
 from dynprune.lowering.ir import LSTMSite
-from dynprune.ops import lstm_reference
-from dynprune.plan.entries import LSTMEntry
+from dynprune.ops import lstm_reference, reference
+from dynprune.plan.entries import LSTMEntry, Starts
 from dynprune.plan.inputs import Inputs, rows_of, runs_native
 
 
@@ -32,12 +32,31 @@ def lstm_entry(site: LSTMSite, inputs: Inputs, steps: Sequence[Inputs], **common
         macs += 4 * active * depth
     return LSTMEntry(
         op=op,
+        starts=starts_of(site, steps),
         weight=packed,
         bias=lstm_bias(site, inputs, steps),
         batch_first=layer.batch_first,
         macs=macs,
         dense_operations=dense,
         **common,
+    )
+
+
+def starts_of(site: LSTMSite, steps: Sequence[Inputs]) -> Starts | None:
+    """How given initial states enter a layer; None where all its units are active."""
+    rows = [rows_of(own.active) for own in steps]
+    if all(units is None for units in rows):
+        return None
+    units = site.layer.hidden_size
+    everything = torch.arange(units)
+    kept = [everything if own is None else own for own in rows]
+    weights = [site.layer.weights(way)[1] for way in range(len(steps))]
+    native = runs_native(weights[0])
+    return Starts(
+        op=torch.ops.dynprune.linear.default if native else reference.linear,
+        kept=torch.cat([way * units + own for way, own in enumerate(kept)]),
+        weight=weights,
+        gates=[(units * torch.arange(4)[:, None] + own).flatten() for own in kept],
     )
 
 

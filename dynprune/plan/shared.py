@@ -88,12 +88,14 @@ def _lstm(
     weight: list[Tensor],
     bias: list[Tensor],
     lengths: Tensor | None = None,
+    hidden: Tensor | None = None,
+    cell: Tensor | None = None,
     *,
     batch_first: bool,
     usage: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     ways = len(layer.suffixes)
-    y, *states = run_lstm(layer.lstm, x, lengths)
+    y, *states = run_lstm(layer.lstm, x, lengths, hidden, cell)
     if usage is not None:
         seen = y
         if lengths is not None:

@@ -536,6 +536,40 @@ def tagger() -> Architecture:
     )
 
 
+class EncoderDecoder(nn.Module):
+    """A decoder that starts from the states of an encoder, and one that does so through a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 9)
+        self.encoder = nn.LSTM(9, 10, num_layers=2, batch_first=True)
+        self.decoder = nn.LSTM(9, 10, num_layers=2, batch_first=True)
+        self.bridge = nn.Linear(10, 13)
+        self.refine = nn.LSTM(10, 13, batch_first=True)
+        self.out = nn.Linear(13, 4)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        _, states = self.encoder(self.embed(source))
+        y, (h, _) = self.decoder(self.embed(target), states)
+        start = F.relu(self.bridge(h[-1])).unsqueeze(0)
+        return self.out(self.refine(y, (start, start.tanh()))[0])
+
+
+def encoder_decoder() -> Architecture:
+    lstms = [f"{name}.l{layer}" for name in ("encoder", "decoder") for layer in (0, 1)]
+    return Architecture(
+        EncoderDecoder(),
+        (torch.randint(0, 20, (3, 6)), torch.randint(0, 20, (3, 4))),
+        {name: [name] for name in (*lstms, "bridge", "refine.l0")},
+        {},
+        others=[
+            Reader("bridge", "decoder.l1", "decoder.l1:bridge"),
+            Reader("refine", "decoder.l1", "decoder.l1:refine.l0", dim=2),
+            Reader("out", "refine.l0", "refine.l0:out"),
+        ],
+    )
+
+
 def padded_pooling() -> Architecture:
     """Average pooling that counts the padding, and some that does not, before a padded convolution."""
     model = nn.Sequential(
@@ -648,6 +682,7 @@ ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
     "transformer": transformer,
     "PyTorch's encoder and decoder": encoder,
     "stacked LSTM with two heads": tagger,
+    "LSTMs that start from the states of others": encoder_decoder,
     "padded average pooling": padded_pooling,
     "pooled shortcuts": pooled_shortcut,
     "a group twice in a concatenation": repeated,

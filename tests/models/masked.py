@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dynprune import AcceleratedModel
+from dynprune.rows import cast
 from tests.models.masked_lstm import MaskedLSTM
 
 
@@ -46,12 +47,16 @@ def masked_dense(
     model: nn.Module,
     fast: AcceleratedModel,
     readers: Iterable[Reader],
-    *inputs: Tensor,
+    *inputs: Any,
     compensate: bool = True,
 ) -> Tensor:
     """Run ``model`` in float64 with the choice and the constants of ``fast`` (or zeros) in place."""
     dense = copy.deepcopy(model).double().eval()
     active, constants, mixing = fast.active(), fast.constants(), fast.mixing()
+    for name, module in list(dense.named_modules()):
+        if isinstance(module, nn.LSTM) and f"{name}.l0" in active:
+            masked = MaskedLSTM(module, name, active, constants, mixing if compensate else None)
+            dense.set_submodule(name, masked)
     for reader in readers:
         key = reader.key or reader.group
         mask = torch.cat([active[name] for name in reader.group.split("+")])
@@ -60,12 +65,8 @@ def masked_dense(
         if not compensate:
             fixed, shares = torch.zeros_like(fixed), torch.zeros_like(shares)
         _replace_pruned(dense.get_submodule(reader.module), reader, mask, fixed, shares)
-    for name, module in list(dense.named_modules()):
-        if isinstance(module, nn.LSTM) and f"{name}.l0" in active:
-            masked = MaskedLSTM(module, name, active, constants, mixing if compensate else None)
-            dense.set_submodule(name, masked)
     with torch.no_grad():
-        return dense(*(x.double() if x.is_floating_point() else x for x in inputs))
+        return dense(*cast(inputs, torch.float64))
 
 
 def _replace_pruned(module: nn.Module, reader: Reader, mask: Tensor, fixed: Tensor, shares: Tensor) -> None:

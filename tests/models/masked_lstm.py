@@ -11,7 +11,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 
 class MaskedLSTM(nn.Module):
-    """Called as ``nn.LSTM`` without states; its outputs hold what pruned units would have been.
+    """Called as ``nn.LSTM``; its outputs hold what pruned units would have been.
+
+    Given initial states are replaced where they come from pruned units of another LSTM. A pruned unit of this
+    one has the state that it is given before its first step; with ``mixing`` None, zero.
 
     Args:
         lstm: in float64.
@@ -42,7 +45,17 @@ class MaskedLSTM(nn.Module):
             stand_in = stand_in + x @ self.mixing[key].double().T
         return torch.where(mask, x, stand_in)
 
-    def forward(self, input: Any) -> Any:
+    def _given(self, states: Tensor, layer: int, kind: str) -> Tensor:
+        """``[batch, hidden * directions]`` of one layer, as it reads them."""
+        ways = 2 if self.lstm.bidirectional else 1
+        x = torch.cat(list(states[layer * ways : (layer + 1) * ways]), 1)
+        end = f":{self.name}.l{layer}.{kind}"
+        for key in self.constants:
+            if key.endswith(end):
+                x = self._replace(x, key.removesuffix(end).split("+"), key)
+        return x
+
+    def forward(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> Any:
         lengths = None
         x = input
         if isinstance(input, PackedSequence):
@@ -58,7 +71,17 @@ class MaskedLSTM(nn.Module):
             if layer > 0:
                 before = [f"{self.name}.l{layer - 1}{way}" for way in ways]
                 x = self._replace(x, before, f"{'+'.join(before)}:{self.name}.l{layer}")
-            parts = [self._direction(x, lengths, group, way) for group, way in zip(groups, ways, strict=True)]
+            size = (x.shape[1], self.lstm.hidden_size * len(ways))
+            h, c = x.new_zeros(size), x.new_zeros(size)
+            if hx is not None:
+                h, c = self._given(hx[0], layer, "hidden"), self._given(hx[1], layer, "cell")
+                if self.mixing is None:
+                    h = self._replace(h, groups, "")
+            begin = zip(h.chunk(len(ways), 1), c.chunk(len(ways), 1), strict=True)
+            parts = [
+                self._direction(x, lengths, group, way, *start)
+                for group, way, start in zip(groups, ways, begin, strict=True)
+            ]
             x = torch.cat([y for y, _, _ in parts], 2)
             hidden += [h for _, h, _ in parts]
             cell += [c for _, _, c in parts]
@@ -67,7 +90,9 @@ class MaskedLSTM(nn.Module):
             return (x.transpose(0, 1) if self.lstm.batch_first else x), (h, c)
         return pack_padded_sequence(x, lengths, enforce_sorted=False), (h, c)
 
-    def _direction(self, x: Tensor, lengths: Tensor, group: str, way: str) -> tuple[Tensor, Tensor, Tensor]:
+    def _direction(
+        self, x: Tensor, lengths: Tensor, group: str, way: str, first_h: Tensor, first_c: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         suffix = group.rpartition(".")[2]
         w_ih, w_hh = getattr(self.lstm, f"weight_ih_{suffix}"), getattr(self.lstm, f"weight_hh_{suffix}")
         bias = x.new_zeros(len(w_ih))
@@ -75,9 +100,9 @@ class MaskedLSTM(nn.Module):
             bias = getattr(self.lstm, f"bias_ih_{suffix}") + getattr(self.lstm, f"bias_hh_{suffix}")
         steps, batch, _ = x.shape
         y = x.new_zeros(steps, batch, self.lstm.hidden_size)
-        last_h, last_c = y.new_zeros(batch, y.shape[2]), y.new_zeros(batch, y.shape[2])
+        last_h, last_c = torch.empty_like(first_h), torch.empty_like(first_c)
         for row in range(batch):
-            h, c = last_h[row], last_c[row]
+            h, c = first_h[row], first_c[row]
             times = range(int(lengths[row]))
             for count, t in enumerate(reversed(times) if way else times):
                 seen = self._replace(h, [group], f"{group}:recurrent") if count else h

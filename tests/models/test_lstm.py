@@ -30,6 +30,7 @@ class Reading(nn.Module):
         self.lstm = nn.LSTM(11, 19, **options)
         self.out = nn.Linear(features or 19 * (1 + self.lstm.bidirectional), 3)
         self.head = head
+        self.states = self.lstm.num_layers * (1 + self.lstm.bidirectional)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.head(self, self.embedding(tokens))
@@ -104,6 +105,35 @@ def packed_time_major(m: Reading, x: Tensor, lengths: Tensor) -> Tensor:
     return m.out(y.amax(1))
 
 
+def from_input(m: Reading, x: Tensor) -> Tensor:
+    """Different states for every row, layer and direction."""
+    h = torch.sin(
+        torch.arange(1.0, m.states + 1)[:, None, None] * x.mean((1, 2))[:, None] + torch.arange(19.0)
+    )
+    return m.out(m.lstm(x, (h, 2 * torch.cos(3 * h)))[0])
+
+
+def from_input_time_major(m: Reading, x: Tensor) -> Tensor:
+    h = torch.sin(x.mean((1, 2))[:, None] * torch.arange(1.0, 20.0)).expand(2, -1, -1)
+    return m.out(m.lstm(x.transpose(0, 1), hx=(h, -h))[0].transpose(0, 1))
+
+
+def same_state_twice(m: Reading, x: Tensor) -> Tensor:
+    h = torch.sin(x.mean((1, 2))[:, None] * torch.arange(1.0, 20.0)).unsqueeze(0)
+    _, (last, cell) = m.lstm(x, (h, h))
+    return m.out(last[0] + cell[0].tanh())
+
+
+def only_one_step(m: Reading, x: Tensor) -> Tensor:
+    return from_input(m, x[:, :1])
+
+
+def packed_from_input(m: Reading, x: Tensor, lengths: Tensor) -> Tensor:
+    h = torch.sin(x.mean((1, 2))[:, None] * torch.arange(1.0, 20.0)).expand(2, -1, -1).clone()
+    packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    return m.out(pad_packed_sequence(m.lstm(packed, (h, h.flip(2)))[0], batch_first=True)[0])
+
+
 def reader(group: str, *, name: str = "out", **more: Any) -> Reader:
     return Reader(name, group, f"{group}:{name}", **more)
 
@@ -125,6 +155,13 @@ CASES: dict[str, tuple[Callable[[], Reading], Reader]] = {
     "packed, states": (lambda: Packed(packed_states), reader(BOTH)),
     "packed, states, two layers": (lambda: Packed(packed_states, num_layers=2), reader(TOP)),
     "packed, mean": (lambda: Packed(packed_mean), reader(BOTH)),
+    "given states": (lambda: Reading(from_input), reader(BOTH)),
+    "given states, two layers": (lambda: Reading(from_input, num_layers=2), reader(TOP)),
+    "given states, one direction": (lambda: Reading(from_input, bidirectional=False), reader("lstm.l0")),
+    "given states, time major": (lambda: Reading(from_input_time_major, batch_first=False), reader(BOTH)),
+    "given states, read last": (lambda: Reading(same_state_twice, bidirectional=False), reader("lstm.l0")),
+    "given states, one step": (lambda: Reading(only_one_step), reader(BOTH)),
+    "packed, given states": (lambda: Packed(packed_from_input), reader(BOTH)),
     "packed, time major": (lambda: Packed(packed_time_major), reader(BOTH)),
 }  # fmt: skip
 
@@ -163,6 +200,51 @@ def test_every_read_has_constants_of_its_own(layer: str) -> None:
     fast = frozen(model, *inputs)
     key = "lstm.l0:recurrent" if layer == "recurrent" else f"{BOTH}:lstm.l1"
     assert fast.constants()[key].abs().min() > 0
+
+
+def test_given_states_change_the_answers() -> None:
+    """Nor could those with given states fail, if states were left out."""
+    model, (tokens,) = Reading(from_input), inputs_of("tags")
+    fast, without = frozen(model, tokens), frozen(Reading(tags), tokens)
+    for each in (fast, without):
+        force_random_sets(each, 0.5, 0)
+    assert relative_error(fast(tokens), without(tokens).double()) > 1000 * TOLERANCE
+
+
+def states_of(batch: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    h, c = torch.randn(2, 4, batch, 19, generator=generator)
+    return h.tanh(), c
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_that_the_caller_gives(dtype: torch.dtype) -> None:
+    class Stateful(Reading):
+        def forward(self, tokens: Tensor, states: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
+            return self.out(self.lstm(self.embedding(tokens), states)[0])
+
+    model, inputs = Stateful(tags, num_layers=2), (*inputs_of("tags"), states_of(5, 0))
+    fast = dynprune.accelerate(model, inputs, dynprune.Config(dtype=dtype))
+    fast.calibrate([inputs])
+    fast.freeze()
+    force_random_sets(fast, 0.5, 1)
+    tolerance = TOLERANCE if dtype == torch.float32 else 3e-2
+    for batch in (5, 1, 3, 0):
+        tokens, states = inputs[0][:batch], states_of(batch, 1 + batch)
+        masked = masked_dense(model, fast, [reader(TOP)], tokens, states)
+        assert relative_error(fast(tokens, states), masked) <= tolerance
+    with pytest.raises(ValueError, match=r"lstm: expected a cell state \[5, 19\]"):
+        fast(inputs[0], states_of(4, 1))
+
+
+def test_operations_of_given_states() -> None:
+    model, (tokens,) = Reading(from_input, bidirectional=False), inputs_of("tags")
+    fast = frozen(model, tokens)
+    fast.set_active("lstm.l0", torch.arange(19) < 7)
+    before = fast.stats()["operations"]
+    fast(tokens)
+    every_step = tokens.numel() * (4 * 7 * (11 + 7) + 7 * 3)
+    assert fast.stats()["operations"] - before == every_step + len(tokens) * 4 * 7 * (19 - 7)
 
 
 def test_operations_count_no_padding() -> None:
@@ -206,11 +288,6 @@ def test_adapting_prunes_and_serves(name: str) -> None:
     assert fast.stats()["canary_rows"] > 0
 
 
-def given_states(m: Reading, x: Tensor) -> Tensor:
-    zeros = torch.zeros(2, x.shape[0], 19)
-    return m.out(m.lstm(x, (zeros, zeros))[0])
-
-
 def unpacked_by_hand(m: Reading, x: Tensor, lengths: Tensor) -> Tensor:
     packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     return m.out(m.lstm(packed)[0].data)
@@ -226,11 +303,10 @@ class Projected(Reading):
 @pytest.mark.parametrize(
     ("make", "name", "why"),
     [
-        (lambda: Reading(given_states), "tags", "initial states"),
         (lambda: Packed(unpacked_by_hand), "packed", "not unpacked by pad_packed_sequence"),
         (Projected, "tags", "proj_size"),
     ],
-    ids=["states", "packed data", "projections"],
+    ids=["packed data", "projections"],
 )
 def test_what_stays_dense(make: Callable[[], Reading], name: str, why: str) -> None:
     model, inputs = make(), inputs_of(name)
