@@ -281,6 +281,18 @@ def test_all_asks_for_everything_before_any_work(text_dir: Path, tmp_path: Path)
     assert not list(tmp_path.rglob("results.json"))
 
 
+def test_all_pretrained_leaves_out_what_has_no_weights(data_dir: Path, tmp_path: Path) -> None:
+    assert _small(data_dir, tmp_path, "mnist-mlp").exit_code == 0
+    weights = tmp_path / "results"
+    _export(tmp_path / "mnist-mlp" / "model.safetensors", "mnist-mlp", weights)
+    result = _small(data_dir, tmp_path / "again", "all", "--pretrained", "--weights-dir", weights)
+    assert result.exit_code == 0, result.output
+    assert "left out: cifar10-vgg16, no weights at" in result.output
+    assert [path.parent.name for path in (tmp_path / "again").rglob("results.json")] == ["mnist-mlp"]
+    error = _one_line_error(_dynprune("experiment", "all", "--pretrained", "--weights-dir", tmp_path))
+    assert error == f"--pretrained: expected weights in {tmp_path}, got none"
+
+
 def test_a_name_is_for_one_experiment(tmp_path: Path) -> None:
     error = _one_line_error(_dynprune("experiment", "all", "--name", "x", "--runs-dir", tmp_path / "runs"))
     assert error == "--name: expected it with one experiment, got it with all"
