@@ -171,9 +171,10 @@ def _quiet_progress(console: Console) -> Progress:
 
 
 def _uniform_runs(prepared: Prepared) -> dict[str, PrunedRow]:
+    """All classes, under the thresholds of uniform traffic, and under those for the traffic of a few classes."""
     options, model = prepared.options, prepared.model
-    criteria = ("contribution", "mean_abs")
-    configs = {criterion: options.uniform_config(criterion) for criterion in criteria}
+    configs = {criterion: options.uniform_config(criterion) for criterion in ("contribution", "mean_abs")}
+    configs[f"contribution {COMPENSATIONS[0]}"] = options.traffic_config(COMPENSATIONS[0])
     return compare(model, prepared.data, Traffic(), configs, prepared.protocol, options.seed)
 
 

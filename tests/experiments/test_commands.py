@@ -172,6 +172,7 @@ def test_results(finished: tuple[Path, str]) -> None:
     assert list(results["runs"]) == [
         "contribution",
         "mean_abs",
+        "contribution lstsq",
         "contribution lstsq 0,1",
         "contribution mean 0,1",
     ]
