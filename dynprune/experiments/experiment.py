@@ -171,7 +171,7 @@ def _quiet_progress(console: Console) -> Progress:
 
 
 def _uniform_runs(prepared: Prepared) -> dict[str, PrunedRow]:
-    """All classes, under the thresholds of uniform traffic, and under those for the traffic of a few classes."""
+    """All classes, under their own thresholds and under those for the traffic of a few."""
     options, model = prepared.options, prepared.model
     configs = {criterion: options.uniform_config(criterion) for criterion in ("contribution", "mean_abs")}
     configs[f"contribution {COMPENSATIONS[0]}"] = options.traffic_config(COMPENSATIONS[0])
