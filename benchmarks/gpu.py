@@ -33,7 +33,7 @@ BARS = {
     ("conv2d", "ours, graph", "compact, graph"): 0.6,
     ("lstm", "ours", "compact"): 0.9,
     ("lstm", "ours", "dense"): 1.3,
-    ("models", "ours", "dense"): 1.6,
+    ("models", "materialized", "dense"): 1.6,
     ("flips", "flip", "forward"): 1.0,
 }
 

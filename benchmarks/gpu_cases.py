@@ -96,15 +96,20 @@ def measure(
     device: str,
     rounds: int,
     compile_too: tuple[str, ...] = (),
+    untimed: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Times of ``runs``, eager and (on a GPU) captured; ``alike`` are ours and what it must agree with.
 
-    Runs named in ``compile_too`` are also timed under ``torch.compile(mode="reduce-overhead")``.
+    Runs named in ``compile_too`` are also timed under ``torch.compile(mode="reduce-overhead")``; those in
+    ``untimed`` only give what is compared.
     """
     found: dict[str, Any] = {"suite": suite, "case": case, "dtype": str(dtype).removeprefix("torch.")}
     found["difference"] = difference(runs[alike[0]](), runs[alike[1]]())
-    if not found["difference"] <= TOLERANCE[dtype]:
+    # By default cuDNN may take products of float32 in tf32.
+    rough = 5e-3 if device == "cuda" and torch.backends.cudnn.allow_tf32 else 0.0
+    if not found["difference"] <= max(rough, TOLERANCE[dtype]):
         return found | {"error": "wrong result: not timed"}
+    runs = {name: run for name, run in runs.items() if name not in untimed}
     everything = dict(runs)
     if device == "cuda":
         for name, run in runs.items():
@@ -208,31 +213,38 @@ def lstm_cases(device: str, small: bool) -> Iterator[Callable[[], dict[str, Any]
 
 
 def model_cases(device: str, small: bool) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Whole models with 70% of each layer's units: about half of the operations."""
+    """Whole models with 70% of each layer's units, about half of the operations, as plain modules.
+
+    Accelerated models serve on the CPU: what runs on a GPU is what :meth:`materialize` makes of them.
+    """
     wanted, batch = (("mlp",), 2) if small else (("vgg16-bn", "bilstm-1"), 256)
 
     def run(model: Model) -> dict[str, Any]:
         import dynprune
 
         dense, x = model.make(batch)
-        dense, x = dense.to(device), x.to(device)
-        if device == "cuda" and x.dim() == 4:
-            dense, x = dense.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
         fast = dynprune.accelerate(dense, x[:2])
         fast.calibrate([x[:8]])
         fast.freeze()
         for name, group in fast.groups.items():
             fast.set_active(name, torch.arange(group.units) < 0.7 * group.units)
-        compact, exact = fast.materialize(compensate=False).to(device), fast.materialize().to(device)
-        runs = {
+        expected = fast(x[:2]).to(device)
+        compact, exact, dense, x = (
+            what.to(device) for what in (fast.materialize(compensate=False), fast.materialize(), dense, x)
+        )
+        if x.dim() == 4:
+            memory = {"memory_format": torch.channels_last}
+            compact, exact, dense, x = (what.to(**memory) for what in (compact, exact, dense, x))
+        runs: dict[str, Run] = {
             "dense": lambda: dense(x),
             "compact": lambda: compact(x),
-            "exact": lambda: exact(x),
-            "ours": lambda: fast(x),
+            "materialized": lambda: exact(x),
+            "expected": lambda: expected,
+            "first rows": lambda: exact(x[:2]),
         }
-        return measure(
-            "models", model.name, runs, ("ours", "exact"), torch.float32, device, 3 if small else 9
-        )
+        alike = ("first rows", "expected")
+        rounds = 3 if small else 9
+        return measure("models", model.name, runs, alike, torch.float32, device, rounds, untimed=alike)
 
     for model in MODELS:
         if model.name in wanted:

@@ -65,8 +65,27 @@ def variants() -> Iterator[tuple[str, Any, str, dict[str, Any], dict[str, int]]]
             yield "lstm", lstm_kernel, dtype, sizes, {"num_stages": 2}
         if dtype != "bf16":
             yield "sparse_input", sparse_input_kernel, dtype, sizes | {"KIND": "relu", "x_column": 1}, {}
-    yield "usage", usage_kernel, "fp32", {"ROWS": 128, "UNITS": 32}, {}
-    yield "gather", gather_kernel, "fp32", {"ROWS": 32, "COLUMNS": 32, "taps": 1}, {}
+    usage, gather = {"ROWS": 128, "UNITS": 32}, {"ROWS": 32, "COLUMNS": 32}
+    yield "usage", usage_kernel, "fp32", usage, {}
+    yield "gather", gather_kernel, "fp32", gather | {"taps": 1}, {}
+    # Sizes and strides of 1 are constants of a launch: tiny problems are other programs.
+    product = sizes | {"KIND": "none", "GATHER_INPUT": False}
+    for name, kernel, constants in (
+        ("linear", linear_kernel, product),
+        ("conv2d", conv2d_kernel, product | {"TABLE": True}),
+        ("lstm", lstm_kernel, sizes),
+        ("sparse_input", sparse_input_kernel, sizes | {"KIND": "none"}),
+        ("usage", usage_kernel, usage),
+        ("gather", gather_kernel, gather),
+    ):
+        yield f"{name} ones", kernel, "fp32", constants | ones(kernel, constants), {}
+
+
+def ones(kernel: Any, constants: dict[str, Any]) -> dict[str, int]:
+    """Every size and stride of a kernel as 1."""
+    pointers = OPERANDS | POINTERS.keys() | ({"rows"} if kernel is gather_kernel else set())
+    others = pointers | constants.keys() | {"slope", "threshold"}
+    return {name: 1 for name in kernel.arg_names if name not in others}
 
 
 def compiled(kernel: Any, dtype: str, constants: dict[str, Any], options: dict[str, int], target: int) -> Any:
