@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -66,6 +66,9 @@ class CMakeBuild(build_ext):
 
 
 setup(
+    # The Triton kernels lie beside the others, and are installed inside the package.
+    packages=[*find_packages(include=["dynprune", "dynprune.*"]), "dynprune.kernels_triton"],
+    package_dir={"dynprune.kernels_triton": "kernels/triton"},
     # Optional, so that an install without a compiler may leave it out.
     ext_modules=[Extension("dynprune._C", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},

@@ -9,7 +9,8 @@ import torch
 
 from dynprune import _native
 from dynprune._version import __version__
-from dynprune.ops import native
+from dynprune.ops import native, on_cuda
+from dynprune.ops.backends import describe
 
 
 def info() -> dict[str, Any]:
@@ -31,8 +32,7 @@ def info() -> dict[str, Any]:
             f"built for torch {native.TORCH_VERSION}"
         )
         backends["cpu"] = {"available": True, "reason": reason}
-    for name in ("cuda", "triton"):
-        backends[name] = {"available": False, "reason": "this version has kernels for the CPU only"}
+    backends |= describe(on_cuda)
     return {
         "dynprune": __version__,
         "torch": torch.__version__,

@@ -108,6 +108,8 @@ def test_wheel_contents(without_compiler: tuple[Path, str]) -> None:
     packages = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "dynprune").rglob("__init__.py")}
     assert packages <= {os.path.dirname(name) for name in names}
     assert "dynprune/py.typed" in names
+    kernels = {f"dynprune/kernels_triton/{path.name}" for path in (ROOT / "kernels" / "triton").glob("*.py")}
+    assert kernels and kernels <= set(names)
 
 
 def test_an_install_without_kernels_works_and_warns_once(

@@ -40,6 +40,14 @@ def test_a_torch_header_would_be_noticed(line: str) -> None:
     assert TORCH_HEADER.search(line)
 
 
+def test_triton_kernels_import_no_torch() -> None:
+    sources = sorted((ROOT / "kernels" / "triton").glob("*.py"))
+    assert sources
+    assert [
+        p.name for p in sources if re.search(r"^\s*(import|from) (torch|dynprune)", p.read_text(), re.M)
+    ] == []
+
+
 def test_kernels_is_no_python_package() -> None:
     assert not (ROOT / "kernels" / "__init__.py").exists()
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dynprune import _native
-from dynprune.ops import lstm_reference, reference, schemas
+from dynprune.ops import backends, lstm_reference, reference, schemas
 
 _library: Any = torch.library.Library(  # type: ignore[no-untyped-call]
     schemas.NAMESPACE, "DEF"
@@ -28,6 +28,7 @@ if native is None:
     _library.impl("sparse_input_linear", reference.sparse_input_linear, "CPU")
     _library.impl("lstm", lstm_reference.lstm, "CPU")
     _library.impl("max_pool2d", reference.max_pool2d, "CPU")
+on_cuda = backends.register(_library)
 
 pack_linear = reference.pack_linear if native is None else native.pack_linear
 pack_input_major = reference.pack_input_major if native is None else native.pack_input_major

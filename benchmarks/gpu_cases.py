@@ -1,0 +1,323 @@
+"""The ops and models timed on a GPU, a JSON line for each case; ``python -m benchmarks.gpu_cases linear``.
+
+Every case is checked before it is timed. Contestants take turns; times are medians, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.models import MODELS, Model
+
+Run = Callable[[], Any]
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-2}
+
+
+def finish(device: str) -> None:
+    """Wait for the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def milliseconds(run: Run, calls: int, device: str) -> float:
+    """Of one of ``calls`` calls."""
+    if device == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(calls):
+            run()
+        end.record()
+        torch.cuda.synchronize()
+        return float(begin.elapsed_time(end)) / calls
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - start) * 1e3 / calls
+
+
+def alternate(runs: dict[str, Run], device: str, rounds: int) -> dict[str, float]:
+    """Median milliseconds of each of ``runs``, which take turns; a sample lasts about 2 ms."""
+    calls = {}
+    for name, run in runs.items():
+        run()
+        calls[name] = max(1, min(100, int(2 / max(1e-3, milliseconds(run, 3, device)))))
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            run()
+            samples[name].append(milliseconds(run, calls[name], device))
+    return {name: median(values) for name, values in samples.items()}
+
+
+def captured(run: Run) -> Run:
+    """The run as a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def captured_or_why(run: Run) -> Run | str:
+    """The run as a CUDA graph, or why it cannot be one."""
+    try:
+        return captured(run)
+    except Exception as error:
+        torch.cuda.synchronize()
+        return f"{type(error).__name__}: {error}"[:300]
+
+
+def difference(actual: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest value expected."""
+    wide = expected.float()
+    return float((actual.float() - wide).abs().max() / wide.abs().max().clamp(min=1e-30))
+
+
+def measure(
+    suite: str,
+    case: str,
+    runs: dict[str, Run],
+    alike: tuple[str, str],
+    dtype: torch.dtype,
+    device: str,
+    rounds: int,
+    compile_too: tuple[str, ...] = (),
+    untimed: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Times of ``runs``, eager and (on a GPU) captured; ``alike`` are ours and what it must agree with.
+
+    Runs named in ``compile_too`` are also timed under ``torch.compile(mode="reduce-overhead")``; those in
+    ``untimed`` only give what is compared.
+    """
+    found: dict[str, Any] = {"suite": suite, "case": case, "dtype": str(dtype).removeprefix("torch.")}
+    found["difference"] = difference(runs[alike[0]](), runs[alike[1]]())
+    # By default cuDNN may take products of float32 in tf32.
+    rough = 5e-3 if device == "cuda" and torch.backends.cudnn.allow_tf32 else 0.0
+    if not found["difference"] <= max(rough, TOLERANCE[dtype]):
+        return found | {"error": "wrong result: not timed"}
+    runs = {name: run for name, run in runs.items() if name not in untimed}
+    everything = dict(runs)
+    if device == "cuda":
+        for name, run in runs.items():
+            graph = captured_or_why(run)
+            if isinstance(graph, str):
+                found.setdefault("not captured", {})[name] = graph
+            else:
+                everything[f"{name}, graph"] = graph
+    for name in compile_too:
+        everything[f"{name}, compiled"] = torch.compile(runs[name], mode="reduce-overhead")
+    return found | {"ms": alternate(everything, device, rounds)}
+
+
+def linear_cases(device: str, small: bool) -> Iterator[Callable[[], dict[str, Any]]]:
+    """A layer with half, a quarter or none of its outputs and inputs gone, against the compact one."""
+    dtype, rounds = (torch.float32, 3) if small else (torch.bfloat16, 15)
+    for rows, width in [(3, 40)] if small else [(64, 1024), (512, 4096), (4096, 1024), (4096, 4096)]:
+        for share in (1.0, 0.5, 0.25):
+
+            def run(rows: int = rows, width: int = width, share: float = share) -> dict[str, Any]:
+                n = round(width * share)
+                options = {"device": device, "dtype": dtype}
+                x, w = torch.randn(rows, width, **options), torch.randn(width, width, **options) / width**0.5
+                part, weight = x[:, :n].contiguous(), w[:n, :n].contiguous()
+                bias = torch.randn(width, device=device)
+                cast, usage = bias.to(dtype), torch.zeros(4, n, dtype=torch.float64, device=device)
+                op = torch.ops.dynprune.linear
+                runs = {
+                    "dense": lambda: F.relu(F.linear(x, w, cast)),
+                    "compact": lambda: F.relu(F.linear(part, weight, cast[:n])),
+                    "ours": lambda: op(part, weight, bias[:n], activation="relu"),
+                    "ours, usage": lambda: op(part, weight, bias[:n], activation="relu", usage=usage),
+                }
+                compiled = ("compact",) if device == "cuda" and share == 0.5 else ()
+                name = f"{rows} x {width}, {share:.0%}"
+                return measure("linear", name, runs, ("ours", "compact"), dtype, device, rounds, compiled)
+
+            yield run
+
+
+def conv2d_cases(device: str, small: bool) -> Iterator[Callable[[], dict[str, Any]]]:
+    """3x3 convolutions, channels last."""
+    dtype, rounds = (torch.float32, 3) if small else (torch.bfloat16, 15)
+    for batch, channels, size in [(2, 24, 5)] if small else [(64, 64, 32), (128, 128, 16), (256, 512, 8)]:
+        for share in (1.0, 0.5):
+
+            def run(
+                batch: int = batch, channels: int = channels, size: int = size, share: float = share
+            ) -> dict[str, Any]:
+                n = round(channels * share)
+                last = {"device": device, "dtype": dtype}
+                memory = {"memory_format": torch.channels_last}
+                x = torch.randn(batch, channels, size, size, **last).contiguous(**memory)
+                w = (torch.randn(channels, channels, 3, 3, **last) / (9 * channels) ** 0.5).contiguous(
+                    **memory
+                )
+                part, weight = x[:, :n].contiguous(**memory), w[:n, :n].contiguous(**memory)
+                bias = torch.randn(channels, device=device)
+                cast = bias.to(dtype)
+                op = torch.ops.dynprune.conv2d
+                runs = {
+                    "dense": lambda: F.relu(F.conv2d(x, w, cast, padding=1)),
+                    "compact": lambda: F.relu(F.conv2d(part, weight, cast[:n], padding=1)),
+                    "ours": lambda: op(part, weight, bias[:n], [1, 1], [1, 1], activation="relu"),
+                }
+                name = f"{batch} x {channels} x {size}, {share:.0%}"
+                return measure("conv2d", name, runs, ("ours", "compact"), dtype, device, rounds)
+
+            yield run
+
+
+def lstm_cases(device: str, small: bool) -> Iterator[Callable[[], dict[str, Any]]]:
+    """A bidirectional layer against PyTorch's of the compact size, and dense of twice the units."""
+    from dynprune import ops
+
+    dtype, rounds = (torch.float32, 3) if small else (torch.bfloat16, 7)
+    for hidden, batch, steps in [(8, 2, 4)] if small else [(64, 64, 200), (128, 64, 200), (256, 64, 200)]:
+
+        def run(hidden: int = hidden, batch: int = batch, steps: int = steps) -> dict[str, Any]:
+            compact, dense = (
+                nn.LSTM(128, units, bidirectional=True, device=device, dtype=dtype)
+                for units in (hidden, 2 * hidden)
+            )
+            x = torch.randn(steps, batch, 128, device=device, dtype=dtype)
+            weights, biases = [], []
+            for name in ("l0", "l0_reverse"):
+                parts = [getattr(compact, f"{kind}_{name}").detach() for kind in ("weight_ih", "weight_hh")]
+                both = sum(getattr(compact, f"bias_{kind}_{name}").detach().float() for kind in ("ih", "hh"))
+                weights.append(ops.pack_lstm(*parts))
+                biases.append(torch.stack([both, both]).view(2, 4, hidden).contiguous())
+            runs = {
+                "dense": lambda: dense(x)[0],
+                "compact": lambda: compact(x)[0],
+                "ours": lambda: torch.ops.dynprune.lstm(x, weights, biases)[0],
+            }
+            return measure(
+                "lstm", f"{steps} x {batch} x {hidden}", runs, ("ours", "compact"), dtype, device, rounds
+            )
+
+        yield run
+
+
+def model_cases(device: str, small: bool) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Whole models with 70% of each layer's units, about half of the operations, as plain modules.
+
+    Accelerated models serve on the CPU: what runs on a GPU is what :meth:`materialize` makes of them.
+    """
+    wanted, batch = (("mlp",), 2) if small else (("vgg16-bn", "bilstm-1"), 256)
+
+    def run(model: Model) -> dict[str, Any]:
+        import dynprune
+
+        dense, x = model.make(batch)
+        fast = dynprune.accelerate(dense, x[:2])
+        fast.calibrate([x[:8]])
+        fast.freeze()
+        for name, group in fast.groups.items():
+            fast.set_active(name, torch.arange(group.units) < 0.7 * group.units)
+        expected = fast(x[:2]).to(device)
+        compact, exact, dense, x = (
+            what.to(device) for what in (fast.materialize(compensate=False), fast.materialize(), dense, x)
+        )
+        if x.dim() == 4:
+            memory = {"memory_format": torch.channels_last}
+            compact, exact, dense, x = (what.to(**memory) for what in (compact, exact, dense, x))
+        runs: dict[str, Run] = {
+            "dense": lambda: dense(x),
+            "compact": lambda: compact(x),
+            "materialized": lambda: exact(x),
+            "expected": lambda: expected,
+            "first rows": lambda: exact(x[:2]),
+        }
+        alike = ("first rows", "expected")
+        rounds = 3 if small else 9
+        return measure("models", model.name, runs, alike, torch.float32, device, rounds, untimed=alike)
+
+    for model in MODELS:
+        if model.name in wanted:
+            yield lambda model=model: run(model)
+
+
+def flip_cases(device: str, small: bool) -> Iterator[Callable[[], dict[str, Any]]]:
+    """A tenth of a layer's units flips under a captured graph, by device memory alone."""
+    if device != "cuda":
+        return
+
+    def run() -> dict[str, Any]:
+        from dynprune.ops.triton.gather import compact_weight
+        from dynprune.ops.triton.linear import linear
+
+        width, dtype = 2048, torch.bfloat16
+        x = torch.randn(256, width, device=device, dtype=dtype)
+        master = torch.randn(width, width, device=device, dtype=dtype) / width**0.5
+        chosen = torch.arange(0, width, 2, device=device)  # half of the units
+        weight = torch.zeros_like(master)
+        weight[: len(chosen)] = compact_weight(master, chosen)
+        count = torch.tensor([len(chosen)], dtype=torch.int32, device=device)
+        output: list[Tensor] = []
+        replay = captured(lambda: output.append(linear(x, weight, unit_count=count)))
+        flipped = chosen.clone()
+        flipped[::10] += 1
+
+        def flip() -> None:
+            weight[: len(chosen)].copy_(compact_weight(master, flipped))
+
+        flip()  # compiles
+        finish(device)
+        torch.cuda.set_sync_debug_mode("error")  # whatever waits for the device fails
+        try:
+            flip()
+            replay()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        found = {"suite": "flips", "case": f"{width} x {width}", "dtype": "bfloat16"}
+        found["difference"] = difference(output[-1][:, : len(chosen)], F.linear(x, master[flipped]))
+        return found | {"ms": alternate({"flip": flip, "forward": replay}, device, 15)}
+
+    yield run
+
+
+SUITES = {
+    "linear": linear_cases,
+    "conv2d": conv2d_cases,
+    "lstm": lstm_cases,
+    "models": model_cases,
+    "flips": flip_cases,
+}
+
+
+def main() -> None:
+    """Print a line for each case of the suites; a case that fails says so, and the others go on."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("suites", nargs="+", choices=list(SUITES))
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--small", action="store_true", help="one small case each, to see that it runs")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    import dynprune.ops  # noqa: F401  registers the ops
+
+    for suite in options.suites:
+        for case in SUITES[suite](options.device, options.small):
+            try:
+                with torch.inference_mode():
+                    found = case()
+            except Exception as error:
+                found = {"suite": suite, "error": f"{type(error).__name__}: {error}"[:500]}
+            print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
