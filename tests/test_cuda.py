@@ -1,0 +1,102 @@
+"""The CUDA kernels without a GPU: emulated on the CPU with the sanitizers on, and compiled for every target."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.test_cpp import ROOT, SANITIZE, run, tool
+
+KERNELS = sorted((ROOT / "kernels" / "cuda").glob("*.cu"))
+TARGETS = ("80", "90", "100")
+NVCC = shutil.which("nvcc", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/local/cuda/bin")
+
+
+@pytest.mark.skipif(not any(map(tool, ("c++", "g++", "clang++"))), reason="no C++ compiler")
+@pytest.mark.skipif(not (tool("cmake") and tool("ninja")), reason="no cmake and ninja")
+def test_emulated_kernels(tmp_path: Path) -> None:
+    cmake = tool("cmake")
+    assert cmake is not None
+    run(
+        cmake, "-G", "Ninja", "-S", ROOT, "-B", tmp_path, f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+        "-DDYNPRUNE_BUILD_EMULATION=ON", "-DDYNPRUNE_BUILD_EXTENSION=OFF", f"-DCMAKE_CXX_FLAGS={SANITIZE}",
+        "-DCMAKE_BUILD_TYPE=",
+    )  # fmt: skip
+    run(cmake, "--build", tmp_path, "-j", "2", "--target", "cuda_tests")
+    options = "max_malloc_fill_size=100000000:malloc_fill_byte=255:detect_leaks=1"
+    output = run(tmp_path / "cuda_tests", ASAN_OPTIONS=options)
+    assert re.search(r"^\d{3,} passed, 0 failed$", output, re.MULTILINE), output
+
+
+class Usage(NamedTuple):
+    """What ptxas says a kernel takes."""
+
+    kernel: str
+    target: str
+    registers: int
+    stack: int
+    spills: int
+
+
+REPORT = re.compile(
+    r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<target>\d+)'\n"
+    r".*\n"
+    r" *(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads\n"
+    r".*Used (?P<registers>\d+) registers"
+)
+
+
+def parse(report: str) -> list[Usage]:
+    found = []
+    for m in REPORT.finditer(report):
+        spills = int(m["stores"]) + int(m["loads"])
+        found.append(Usage(m["name"], m["target"], int(m["registers"]), int(m["stack"]), spills))
+    return found
+
+
+# Registers of a thread, by what the mangled name of a kernel holds. A block's threads times these, times the blocks that
+# are meant to share a multiprocessor, fit its 65,536.
+BUDGET = {
+    "4TileILi128ELi128": 200,
+    "4TileILi64ELi64": 160,
+    "4TileILi16ELi64": 96,
+    "UsageKernel": 64,
+}
+
+
+def budget_of(kernel: str) -> int:
+    fitting = [most for part, most in BUDGET.items() if part in kernel]
+    assert len(fitting) == 1, f"a kernel needs one entry in BUDGET, {kernel} has {len(fitting)}"
+    return fitting[0]
+
+
+@pytest.mark.skipif(NVCC is None, reason="no nvcc: the CUDA kernels are not compiled here")
+@pytest.mark.parametrize("source", KERNELS, ids=lambda path: path.stem)
+def test_compiles_within_its_budget(source: Path, tmp_path: Path) -> None:
+    assert NVCC is not None
+    targets = [f"-gencode=arch=compute_{t},code=sm_{t}" for t in TARGETS]
+    report = run(
+        NVCC, "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Werror", "all-warnings", "-Xptxas=-v", "-fatbin",
+        "--threads", "2", *targets, "-o", tmp_path / "kernels.fatbin", source,
+    )  # fmt: skip
+    kernels = parse(report)
+    assert {k.target for k in kernels} == set(TARGETS), report[-3000:]
+    assert len(kernels) == report.count("Compiling entry function"), "the report was not understood"
+    for k in kernels:
+        assert k.spills == 0 and k.stack == 0, k
+        assert k.registers <= budget_of(k.kernel), k
+
+
+def test_spills_would_be_noticed() -> None:
+    report = (
+        "ptxas info    : Compiling entry function '_Z1kPf' for 'sm_90'\n"
+        "ptxas info    : Function properties for _Z1kPf\n"
+        "    16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads\n"
+        "ptxas info    : Used 255 registers, used 1 barriers\n"
+    )
+    assert parse(report) == [Usage("_Z1kPf", "90", 255, 16, 20)]
