@@ -113,7 +113,7 @@ struct Conv2dKernel : T {
     const int slabs = static_cast<int>(ceil_div(static_cast<int64_t>(taps) * chunks, kSlabChunks));
     multiply_slabs<T, number>(sums, from, weights, part_begin(part, p.split.parts, slabs),
                               part_begin(part + 1, p.split.parts, slabs));
-    share_product<T>(sums);
+    share_product<T>(sums, reinterpret_cast<float*>(shared()));
     const int64_t tile = block().y * ceil_div(pixels, T::kRows) + block().x;
     if (!gather_parts<T>(p.split, tile, part)) return;
     finish<T, number>(p.epilogue, block().x, row, rows, unit, at_most(T::kUnits, units - unit),

@@ -31,6 +31,8 @@ DYNPRUNE_DEVICE void sync() { __syncthreads(); }
 DYNPRUNE_DEVICE void sync_warp() { __syncwarp(); }
 DYNPRUNE_DEVICE unsigned lane_votes(bool vote) { return __ballot_sync(0xffffffffu, vote); }
 
+DYNPRUNE_DEVICE int ones(unsigned bits) { return __popc(bits); }
+
 DYNPRUNE_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
 // 16 bytes to shared memory, of which the first `bytes` are read and the others are zero. Through L2 only.

@@ -26,6 +26,7 @@ char* shared();
 void sync(int line = __builtin_LINE());
 void sync_warp(int line = __builtin_LINE());
 unsigned lane_votes(bool vote, int line = __builtin_LINE());
+inline int ones(unsigned bits) { return __builtin_popcount(bits); }
 void copy_async(void* to, const void* from, int bytes);
 void commit_copies();
 void wait_for_copies(int pending);

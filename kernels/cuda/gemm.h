@@ -105,6 +105,18 @@ DYNPRUNE_DEVICE void multiply_step(float (&sum)[4], const uint32_t (&a)[4], uint
 template <class T>
 using Sums = float[T::kSumRows][T::kSumUnits][4];
 
+template <class T>
+DYNPRUNE_DEVICE void clear(Sums<T>& sums) {
+  DYNPRUNE_UNROLL
+  for (int i = 0; i < T::kSumRows; ++i) {
+    DYNPRUNE_UNROLL
+    for (int j = 0; j < T::kSumUnits; ++j) {
+      DYNPRUNE_UNROLL
+      for (int k = 0; k < 4; ++k) sums[i][j][k] = 0.f;
+    }
+  }
+}
+
 // Where a warp's part of the tile begins.
 template <class T>
 DYNPRUNE_DEVICE int warp_row() {
@@ -147,14 +159,7 @@ DYNPRUNE_DEVICE void multiply_slabs(Sums<T>& sums, const RowSource& rows, const 
     copy_slab<T::kThreads, T::kRowCopies, kBytes>(to, rows, slab);
     copy_slab<T::kThreads, T::kUnitCopies, kBytes>(to + T::kRows * kSlabBytes, units, slab);
   };
-  DYNPRUNE_UNROLL
-  for (int i = 0; i < T::kSumRows; ++i) {
-    DYNPRUNE_UNROLL
-    for (int j = 0; j < T::kSumUnits; ++j) {
-      DYNPRUNE_UNROLL
-      for (int k = 0; k < 4; ++k) sums[i][j][k] = 0.f;
-    }
-  }
+  clear<T>(sums);
   DYNPRUNE_NO_UNROLL
   for (int ahead = 0; ahead < T::kStages - 1; ++ahead) {
     if (begin + ahead < end) copy_stage(begin + ahead);
@@ -176,8 +181,7 @@ DYNPRUNE_DEVICE void multiply_slabs(Sums<T>& sums, const RowSource& rows, const 
 
 // Lays the sums out in shared memory, [kRows][kProductStride], for everybody to read.
 template <class T>
-DYNPRUNE_DEVICE void share_product(const Sums<T>& sums) {
-  float* const product = reinterpret_cast<float*>(shared());
+DYNPRUNE_DEVICE void share_product(const Sums<T>& sums, float* product) {
   const int lane = thread() % 32, row = warp_row<T>() + lane / 4, unit = warp_unit<T>() + lane % 4 * 2;
   DYNPRUNE_UNROLL
   for (int i = 0; i < T::kSumRows; ++i) {

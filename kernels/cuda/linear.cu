@@ -38,7 +38,7 @@ struct LinearKernel : T {
     Sums<T> sums;
     multiply_slabs<T, number>(sums, rows, weights, part_begin(part, p.split.parts, slabs),
                               part_begin(part + 1, p.split.parts, slabs));
-    share_product<T>(sums);
+    share_product<T>(sums, reinterpret_cast<float*>(shared()));
     const int64_t tile = block().y * ceil_div(p.rows, T::kRows) + block().x;
     if (!gather_parts<T>(p.split, tile, part)) return;
     finish<T, number>(p.epilogue, block().x, row, at_most(T::kRows, p.rows - row), unit,

@@ -152,6 +152,5 @@ void test_index();
 void test_linear();
 void test_conv2d();
 void test_sparse_input();
-void test_usage();
 void test_gather();
 void test_lstm();

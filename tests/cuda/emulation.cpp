@@ -118,10 +118,16 @@ void run_outside(bool for_good) {
   leave_for(&from->context, for_good ? nullptr : &from->fake_stack, &outside, outside_stack, outside_size);
 }
 
-[[noreturn]] void fail(const std::string& what) {
-  message = what + ", thread " + std::to_string(current->thread) + " of block (" +
-            std::to_string(current->block->position.x) + ", " + std::to_string(current->block->position.y) + ", " +
-            std::to_string(current->block->position.z) + "), line " + std::to_string(current->line);
+void describe(const char* what, int other_line) {
+  const dynprune::cuda::Position& at = current->block->position;
+  message = std::string(what) + ", thread " + std::to_string(current->thread) + " of block (" + std::to_string(at.x) +
+            ", " + std::to_string(at.y) + ", " + std::to_string(at.z) + "), line " + std::to_string(current->line);
+  if (other_line > 0) message += " and line " + std::to_string(other_line);
+}
+
+// Ends the launch. Fibres are left where they stand, so nothing on their stacks may own memory.
+[[noreturn]] void fail(const char* what, int other_line = 0) {
+  describe(what, other_line);
   run_outside(true);
   std::abort();
 }
@@ -221,7 +227,7 @@ void meet(Meeting meeting, int line, const Operands& operands) {
     const Fibre& other = *lanes[lane];
     if (other.state == State::done) fail("a lane ended before its warp met");
     if (other.state == State::at_warp && (other.meeting != meeting || other.line != line)) {
-      fail("lanes of a warp meet at different places, also line " + std::to_string(other.line));
+      fail("lanes of a warp meet at different places", other.line);
     }
   }
   self.state = State::at_warp;
@@ -346,7 +352,7 @@ void sync(int line) {
   for (const Fibre* f : block.fibres) {
     if (f->state == State::done) fail("a thread ended before its block met");
     if (f->state == State::at_block && f->line != line) {
-      fail("threads of a block meet at different places, also line " + std::to_string(f->line));
+      fail("threads of a block meet at different places", f->line);
     }
   }
   self.state = State::at_block;

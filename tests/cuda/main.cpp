@@ -3,8 +3,13 @@
 #include "check.h"
 
 int main() {
+  test_emulation();
+  test_index();
   test_linear();
   test_conv2d();
+  test_sparse_input();
+  test_gather();
+  test_lstm();
   const emulation::Counts& c = emulation::counts();
   std::printf("%lld launches, %lld blocks, %lld tensor core products, %lld barriers, %lld copies\n",
               static_cast<long long>(c.launches), static_cast<long long>(c.blocks), static_cast<long long>(c.products),
