@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+from torch.utils.cpp_extension import include_paths
 
 from tests.test_cpp import ROOT, SANITIZE, run, tool
 
@@ -60,14 +62,15 @@ def parse(report: str) -> list[Usage]:
     return found
 
 
-# Registers of a thread, by what the mangled name of a kernel begins with. Multiplied by a block's threads, and by the
-# blocks that are meant to share a multiprocessor, they fit its 65,536.
+# Registers of a thread, by what the mangled name of a kernel holds. Times a block's threads, and the blocks
+# that are meant to share a multiprocessor, they fit its 65,536.
 BUDGET = {
     r"(Linear|Conv2d)KernelI\w*?4TileILi128E": 200,  # 256 threads, 1 block
     r"(Linear|Conv2d)KernelI\w*?4TileILi64E": 160,  # 128 threads, 2 blocks
     r"(Linear|Conv2d)KernelI\w*?4TileILi16E": 96,  # 128 threads, 3 blocks
     r"LstmKernelI\w*?4TileILi64E": 248,  # 128 threads, 2 blocks at most
     r"LstmKernelI\w*?4TileILi16E": 112,  # 128 threads, 3 blocks at most
+    r"DepthwiseKernel": 112,  # 128 threads, 4 blocks
     r"SparseKernel": 96,  # 128 threads, 4 blocks
     r"GatherKernel": 48,  # 256 threads, 4 blocks
     r"UsageKernel": 64,  # 256 threads, 2 blocks
@@ -95,6 +98,24 @@ def test_compiles_within_its_budget(source: Path, tmp_path: Path) -> None:
     for k in kernels:
         assert k.spills == 0 and k.stack == 0, k
         assert k.registers <= budget_of(k.kernel), k
+
+
+@pytest.mark.skipif(NVCC is None, reason="no nvcc, and so no CUDA headers")
+def test_registration_is_sound(tmp_path: Path) -> None:
+    """What registers the kernels needs a CUDA build of torch to be linked; its syntax and types do not."""
+    assert NVCC is not None
+    compiler = next(filter(None, map(tool, ("c++", "g++", "clang++"))))
+    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cpp"))
+    assert sources
+    together = tmp_path / "all.cpp"  # torch's headers take most of the time
+    together.write_text("".join(f'#include "{source}"\n' for source in sources))
+    folders = [*include_paths(), str(Path(NVCC).resolve().parents[1] / "include"), "/usr/local/cuda/include"]
+    # The file that this leaves out is part of CUDA builds of torch only.
+    missing = [] if torch.version.cuda else ["-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE"]
+    run(
+        compiler, "-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", *missing,
+        *(f"-isystem{folder}" for folder in folders), f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'kernels'}", together,
+    )  # fmt: skip
 
 
 def test_spills_would_be_noticed() -> None:

@@ -5,6 +5,8 @@
 
 #include "../cpu/types.h"
 
+struct CUstream_st;
+
 namespace dynprune::cuda {
 
 // What is multiplied, and how: float32 on tensor cores is either rounded to tf32, or split in three products of tf32
@@ -33,7 +35,7 @@ struct ProductPlan {
   int64_t workspace() const { return counter_bytes + split_bytes + usage_bytes; }
 };
 
-typedef struct CUstream_st* Stream;  // cudaStream_t
+typedef ::CUstream_st* Stream;  // cudaStream_t
 
 // What launchers return: a cudaError_t, 0 for success. Errors of the kernels themselves come later, as CUDA has it.
 typedef int Status;

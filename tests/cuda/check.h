@@ -151,6 +151,7 @@ void test_emulation();
 void test_index();
 void test_linear();
 void test_conv2d();
+void test_depthwise();
 void test_sparse_input();
 void test_gather();
 void test_lstm();

@@ -7,6 +7,7 @@ int main() {
   test_index();
   test_linear();
   test_conv2d();
+  test_depthwise();
   test_sparse_input();
   test_gather();
   test_lstm();
