@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/* csrc/ops/* kernels/cpu/*)
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/* csrc/ops/* csrc/cuda/* kernels/cpu/* kernels/cuda/*)
 
 .PHONY: setup experiment test lint format bench clean
 

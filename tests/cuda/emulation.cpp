@@ -217,9 +217,12 @@ Status emulate(const Grid& grid, int threads, void (*kernel)(const void*), const
   if (order == Order::reverse) positions = {positions.rbegin(), positions.rend()};
   if (order == Order::random) std::shuffle(positions.begin(), positions.end(), engine);
   if (positions.empty()) return 0;
-  if (grid.together) return run_blocks(positions, threads, grid.shared_bytes) ? 0 : kFailed;
-  for (const Position& position : positions) {
-    if (!run_blocks({position}, threads, grid.shared_bytes)) return kFailed;
+  // Blocks that need not run together may: at random, up to four side by side.
+  for (size_t begin = 0; begin < positions.size();) {
+    const size_t wanted = grid.together ? positions.size() : order == Order::random ? 1 + engine() % 4 : 1;
+    const size_t end = std::min(positions.size(), begin + wanted);
+    if (!run_blocks({positions.begin() + begin, positions.begin() + end}, threads, grid.shared_bytes)) return kFailed;
+    begin = end;
   }
   return 0;
 }
