@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/* csrc/ops/* kernels/cpu/*)
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/* csrc/ops/* csrc/cuda/* kernels/cpu/* kernels/cuda/*)
 
 .PHONY: setup experiment test lint format bench clean
 
@@ -29,12 +29,12 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h')
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h' '*.cu')
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h')
+	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu')
 
 # BENCH: more options of benchmarks.run, such as --no-compile.
 bench: setup

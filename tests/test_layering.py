@@ -57,7 +57,13 @@ def test_setup_stays_small() -> None:
 
 
 def test_cmake_lists_every_source_and_only_those() -> None:
-    folders = {"kernels/cpu": "*.cpp", "csrc": "**/*.cpp", "tests/cpp": "*.cpp"}
+    folders = {
+        "kernels/cpu": "*.cpp",
+        "kernels/cuda": "*.cu",
+        "csrc": "**/*.cpp",
+        "tests/cpp": "*.cpp",
+        "tests/cuda": "*.cpp",
+    }
     there = {str(p.relative_to(ROOT)) for folder, glob in folders.items() for p in (ROOT / folder).glob(glob)}
     assert listed_sources() == there
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bfloat16.h"
+#include "conv_axis.h"
 #include "output.h"
 #include "pack.h"
 #include "run.h"
@@ -17,16 +18,6 @@ namespace dynprune {
 namespace {
 
 constexpr const char* kOp = "conv2d";
-
-ConvAxis axis(const char* name, int64_t in, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
-  DYNPRUNE_EXPECT(stride > 0 && dilation > 0 && padding >= 0 && kernel > 0, kOp,
-                  "positive kernel, stride and dilation and padding of at least 0", kernel, ", ", stride, ", ",
-                  dilation, ", ", padding);
-  const int64_t reach = (kernel - 1) * dilation + 1;
-  DYNPRUNE_EXPECT(in + 2 * padding >= reach, kOp, c10::str("a padded input at least ", reach, " ", name),
-                  in + 2 * padding);
-  return {in, (in + 2 * padding - reach) / stride + 1, kernel, stride, padding, dilation, 1, 1};
-}
 
 // What runs as one convolution: all of it, or one group of several.
 struct Part {
@@ -196,8 +187,8 @@ at::Tensor conv2d(const at::Tensor& input, const at::Tensor& weight, const std::
   if (usage.has_value()) expect_usage(kOp, *usage, operands.units);
 
   Convolution shape{};
-  shape.h = axis("high", input.size(2), operands.kernel_h, stride[0], padding[0], dilation[0]);
-  shape.w = axis("wide", input.size(3), operands.kernel_w, stride[1], padding[1], dilation[1]);
+  shape.h = conv_axis(kOp, "high", input.size(2), operands.kernel_h, stride[0], padding[0], dilation[0]);
+  shape.w = conv_axis(kOp, "wide", input.size(3), operands.kernel_w, stride[1], padding[1], dilation[1]);
   at::Tensor bias_tight;
   if (operands.bias.has_value()) {
     bias_tight = operands.bias->contiguous();

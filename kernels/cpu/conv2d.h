@@ -13,13 +13,13 @@ struct ConvAxis {
 };
 
 // Taps that fall before, and after, the image for output position `o`.
-static inline int64_t cut_low(const ConvAxis& a, int64_t o) {
+static constexpr int64_t cut_low(const ConvAxis& a, int64_t o) {
   const int64_t first = o * a.stride - a.padding;
   if (first >= 0) return 0;
   const int64_t cut = (-first + a.dilation - 1) / a.dilation;
   return cut < a.kernel ? cut : a.kernel;
 }
-static inline int64_t cut_high(const ConvAxis& a, int64_t o) {
+static constexpr int64_t cut_high(const ConvAxis& a, int64_t o) {
   const int64_t last = o * a.stride - a.padding + (a.kernel - 1) * a.dilation;
   if (last < a.in) return 0;
   const int64_t cut = (last - a.in) / a.dilation + 1;
@@ -27,11 +27,11 @@ static inline int64_t cut_high(const ConvAxis& a, int64_t o) {
 }
 
 // The row of the bias table for output position `o`, along this axis.
-static inline int64_t zone_of(const ConvAxis& a, int64_t o) {
+static constexpr int64_t zone_of(const ConvAxis& a, int64_t o) {
   const int64_t low = cut_low(a, o), high = cut_high(a, o);
   return (low < a.zones_low ? low : a.zones_low - 1) * a.zones_high + (high < a.zones_high ? high : a.zones_high - 1);
 }
-static inline int64_t zone_count(const ConvAxis& a) { return a.zones_low * a.zones_high; }
+static constexpr int64_t zone_count(const ConvAxis& a) { return a.zones_low * a.zones_high; }
 
 // What a convolution is, whatever its element type.
 struct Convolution {
