@@ -313,7 +313,8 @@ class AcceleratedModel(nn.Module):
         """Counts since the model was accelerated, as plain data.
 
         ``batches``, ``rows``, ``canary_rows``, ``bad_batches`` (of those that gave statistics, how many held
-        NaN or infinity, which are left out), ``flips``, ``active_fraction``, ``operations``
+        NaN or infinity, which are left out), ``unread_batches`` (of which nothing was learned, because
+        threads served faster than one of them learns), ``flips``, ``active_fraction``, ``operations``
         (multiply-adds executed by lowered layers, canaries included) and
         ``dense_operations`` (what dense layers would have taken), ``observing`` (whether everything
         is active because evidence is being gathered); ``divergence`` where a guard is set,

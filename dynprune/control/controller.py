@@ -43,8 +43,9 @@ _GUARD_RATE = 4
 _SAME_PLAN = 0.03
 # Means are refreshed when they have moved by so much of their size, taken together.
 _MOVED = 0.1
-# More reports than this are not left to the background: it cannot keep up.
-_LONGEST_INBOX = 256
+# Behind so many waiting reports another one only counts: many threads can serve faster than one learns, and
+# what is learned late is learned of traffic that has gone.
+_LONGEST_INBOX = 64
 # A model of fewer weights keeps its dense plan packed beside a pruned one, for faster canaries.
 _SMALL_MODEL = 1_000_000
 
@@ -74,7 +75,17 @@ class Controller:
         self.batch = 0
         self.forced: dict[str, Tensor] = {}
         self.counts = dict.fromkeys(
-            ("batches", "rows", "canary_rows", "bad_batches", "flips", "operations", "dense_operations"), 0
+            (
+                "batches",
+                "rows",
+                "canary_rows",
+                "bad_batches",
+                "unread_batches",
+                "flips",
+                "operations",
+                "dense_operations",
+            ),
+            0,
         )
         self.usage_reads = program.usage_reads
         self.statistics = Statistics(program, config.window)
@@ -187,8 +198,10 @@ class Controller:
 
         In the background, what an earlier report failed with is raised here.
         """
+        if len(self.inbox) >= _LONGEST_INBOX:
+            seen.forget()
         self.inbox.append(seen)
-        if self.worker is None or len(self.inbox) > _LONGEST_INBOX:
+        if self.worker is None:
             self._empty_inbox()
         else:
             self.worker.wake()
@@ -226,9 +239,12 @@ class Controller:
             counts["operations"] += seen.repeated.operations
         if seen.canary and seen.dense is not None:
             counts["canary_rows"] += seen.dense[1]
+        counts["unread_batches"] += seen.forgotten
         if self.frozen:
             return
         self.batch += 1
+        if seen.forgotten:
+            return
         # Most batches are only counted, without the microseconds that these contexts take.
         if (
             seen.dense is not None

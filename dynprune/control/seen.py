@@ -25,6 +25,7 @@ class Seen:
         repeated: record of rows that ran once more: dense because their pruned answer was not clear
             (guard), or with the other compensation (trial).
         tried: answers with the compensation that is chosen and with the other (trial only).
+        forgotten: whether it only counts.
     """
 
     rows: int
@@ -37,3 +38,11 @@ class Seen:
     outputs: tuple[Tensor, Tensor] | None = None
     repeated: Record | None = None
     tried: tuple[Tensor, Tensor] | None = None
+    forgotten: bool = False
+
+    def forget(self) -> None:
+        """Drop what was measured; what happened is still counted."""
+        records = [record for record, _ in filter(None, (self.live, self.dense))]
+        for record in filter(None, [*records, self.repeated]):
+            record.forget()
+        self.forgotten = True

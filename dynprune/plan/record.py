@@ -62,6 +62,11 @@ class Record:
         if group is not None and self.want_usage:
             self.expected[group] = self.expected.get(group, 0) + positions
 
+    def forget(self) -> None:
+        """Drop what was measured and keep the operations."""
+        for measured in (self.usage, self.read_usage, self.reads, self.products, self.expected):
+            measured.clear()
+
     @property
     def bad(self) -> bool:
         """Whether NaN or infinity was left out of some usage."""

@@ -338,8 +338,8 @@ def test_stats_of_a_known_network_are_exact() -> None:
     dense, pruned = INPUTS * UNITS + UNITS * 3, INPUTS * 32 + 32 * 3
     stats = fast.stats()
     assert set(stats) == {
-        "batches", "rows", "canary_rows", "bad_batches", "flips", "active_fraction", "operations",
-        "dense_operations", "observing",
+        "batches", "rows", "canary_rows", "bad_batches", "unread_batches", "flips", "active_fraction",
+        "operations", "dense_operations", "observing",
     }  # fmt: skip
     assert stats["operations"] == stats["dense_operations"] == 128 * dense
     fast.freeze()

@@ -6,6 +6,7 @@ import copy
 import gc
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from tests.models.traffic import INPUTS, LOW, Traffic, two_halves
 
 
 def background(**options: Any) -> dynprune.AcceleratedModel:
-    config = dynprune.Config(evidence=64, canary_interval=2, dwell=0, background=True, **options)
+    options = {"background": True, **options}
+    config = dynprune.Config(evidence=64, canary_interval=2, dwell=0, **options)
     return dynprune.accelerate(two_halves(), torch.randn(2, INPUTS), config)
 
 
@@ -81,13 +83,22 @@ def test_what_a_callback_raises_reaches_a_later_call() -> None:
     assert fast(traffic.low(4)).shape == (4, 3)
 
 
-def test_a_background_that_cannot_keep_up_is_helped() -> None:
-    fast, traffic = background(), Traffic()
-    with fast._controller.lock:
+@pytest.mark.parametrize("in_background", [False, True])
+def test_what_comes_faster_than_it_is_learned_from_is_counted_only(in_background: bool) -> None:
+    fast, traffic = background(background=in_background), Traffic()
+    with ThreadPoolExecutor(1) as elsewhere, fast._controller.lock:
         for _ in range(400):
-            fast(traffic.low(2))
+            elsewhere.submit(fast, traffic.low(2)).result()
+        waiting = list(fast._controller.inbox)
     fast.wait()
-    assert fast.stats()["batches"] == 400 and not fast._controller.inbox
+    learned = sum(not seen.forgotten for seen in waiting)
+    stats = fast.stats()
+    assert 0 < learned < 100
+    assert all(not seen.dense[0].usage and not seen.dense[0].reads for seen in waiting[learned:])
+    assert (stats["batches"], stats["rows"], stats["unread_batches"]) == (400, 800, 400 - learned)
+    assert stats["operations"] == stats["dense_operations"] > 0
+    assert 0.9 * 2 * learned < fast.usage()["0"].count.max() <= 2 * learned, "window"
+    assert not fast._controller.inbox
 
 
 def test_copies_have_a_background_of_their_own_and_models_go_away() -> None:
