@@ -177,8 +177,8 @@ def test_results(finished: tuple[Path, str]) -> None:
         "contribution mean 0,1",
     ]
     narrow = results["runs"]["contribution lstsq 0,1"]
-    assert [narrow["prune_threshold"], narrow["reactivate_threshold"]] == [0.6, 0.7]
-    assert list(narrow["return"]) == ["0.6/0.7", "0.05/0.1"]
+    assert [narrow["prune_threshold"], narrow["reactivate_threshold"]] == [0.4, 0.5]
+    assert list(narrow["return"]) == ["0.4/0.5", "0.05/0.1"]
     assert narrow["compensation"] == "lstsq"
     assert list(results["traffic_mean"]) == ["lstsq", "mean"]
     assert results["traffic_mean"]["lstsq"]["operations_share"] == narrow["operations_share"]
@@ -212,16 +212,16 @@ def test_stream_is_recorded_batch_by_batch(finished: tuple[Path, str]) -> None:
     assert list(stream["runs"]) == [
         "adapting mean 0.05/0.1",
         "frozen mean 0.05/0.1",
-        "adapting lstsq 0.6/0.7",
-        "frozen lstsq 0.6/0.7",
+        "adapting lstsq 0.4/0.5",
+        "frozen lstsq 0.4/0.5",
     ]
     for run in (stream["dense"], *stream["runs"].values()):
         assert len(run["accuracy"]) == len(run["time_ms"]) == 16
-    frozen = stream["runs"]["frozen lstsq 0.6/0.7"]
+    frozen = stream["runs"]["frozen lstsq 0.4/0.5"]
     assert sum(frozen["flips"]) == sum(frozen["canary_rows"]) == 0
     assert len(set(frozen["active_fraction"])) == 1
     assert frozen["active_fraction"][0] < 1
-    narrow = stream["runs"]["adapting lstsq 0.6/0.7"]
+    narrow = stream["runs"]["adapting lstsq 0.4/0.5"]
     # Evidence of 512 rows is gathered with everything active; then much is pruned at once.
     assert narrow["active_fraction"][0] == 1
     assert narrow["active_fraction"][9] < 1
@@ -243,7 +243,7 @@ def test_output(finished: tuple[Path, str]) -> None:
     assert "no network in tests" in " ".join(output.split())
     assert all(len(line) <= TABLE_WIDTH for line in output.splitlines())
     assert "…" not in output
-    for text in ("dense, all classes", "mean_abs 0.05/0.1", "dense, 0,1", "contribution 0.6/0.7 lstsq"):
+    for text in ("dense, all classes", "mean_abs 0.05/0.1", "dense, 0,1", "contribution 0.4/0.5 lstsq"):
         assert text in output
     assert output.splitlines()[-1] == f"written: {folder / 'results.json'}"
 
