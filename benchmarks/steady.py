@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import dynprune
-from benchmarks.streams import Served
+from benchmarks.streams import Served, clear_errors, count
 from dynprune.experiments import serving
 from dynprune.experiments.records import machine_record, versions_record
 
@@ -63,20 +63,23 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="default: results/EXPERIMENT.safetensors")
     parser.add_argument("--traffic", nargs="+", default=["all"])
     parser.add_argument("--thresholds", type=float, nargs=2, default=(0.05, 0.10))
-    parser.add_argument("--canary-interval", type=int, default=dynprune.Config.canary_interval)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 1])
-    parser.add_argument("--blocks", type=int, default=12)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--canary-interval", type=count, default=dynprune.Config.canary_interval)
+    parser.add_argument("--batch-sizes", type=count, nargs="+", default=[64, 1])
+    parser.add_argument("--blocks", type=count, default=12)
+    parser.add_argument("--threads", type=count, default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_flush_denormal(True)
     torch.set_num_threads(options.threads)
     weights = options.weights or Path("results") / f"{options.experiment}.safetensors"
-    served = Served(options.experiment, options.data_dir, weights)
+    with clear_errors(parser):
+        config = dynprune.Config(*options.thresholds, canary_interval=options.canary_interval)
+        served = Served(options.experiment, options.data_dir, weights)
+        for traffic in options.traffic:
+            served.stream(f"sudden:{traffic}>all", 0)
     shares: dict[str, Any] = {}
     for traffic in options.traffic:
         for size in options.batch_sizes:
-            config = dynprune.Config(*options.thresholds, canary_interval=options.canary_interval)
             found = share(served, traffic, config, size, options.blocks)
             shares[f"{traffic}, batch {size}"] = round(found, 5)
             print(f"{options.experiment} {traffic}, batch {size}: {100 * found:.2f}% of the time is adapting")

@@ -17,6 +17,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,23 @@ def show(label: str, stream: Stream, records: list[Row]) -> None:
     Console(width=140).print(table)
 
 
+def count(text: str) -> int:
+    """A whole number of at least 1, for ``argparse``."""
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return number
+
+
+@contextmanager
+def clear_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Turn the errors that a user can cause into one line and exit status 2."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
 def configs(options: argparse.Namespace) -> list[dict[str, Any]]:
     """What the options say, one dictionary of ``Config``'s arguments per run."""
     runs = [
@@ -210,14 +228,19 @@ def main() -> None:
     parser.add_argument("--thresholds", type=float, nargs=2, action="append", metavar=("PRUNE", "REACTIVATE"))
     parser.add_argument("--compensation", nargs="+", default=["mean"])
     parser.add_argument("--max-divergence", type=float)
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1")
+    parser.add_argument("--seeds", type=count, default=3, help="seeds 0 to N - 1")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.set_flush_denormal(True)
     weights = options.weights or Path("results") / f"{options.experiment}.safetensors"
-    served = Served(options.experiment, options.data_dir, weights)
+    with clear_errors(parser):
+        runs = configs(options)
+        for arguments in runs:
+            dynprune.Config(**arguments)
+        served = Served(options.experiment, options.data_dir, weights)
+        served.stream(options.stream, 0)
     results: list[Row] = []
-    for arguments in configs(options):
+    for arguments in runs:
         records: list[Row] = []
         for seed in range(options.seeds):
             stream = served.stream(options.stream, seed)

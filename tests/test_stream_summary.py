@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
+from benchmarks import streams
 from benchmarks.streams import phase_summaries
 
 
@@ -37,3 +41,27 @@ def test_a_phase_that_comes_round_again_is_summed_up_again() -> None:
     rows = [_row(phase, 0.0, 0.0, False) for phase in (0, 0, 1, 1, 0, 0)]
     assert [each["phase"] for each in phase_summaries(rows)] == [0, 1, 0]
     assert [each["returned"] for each in phase_summaries(rows)] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "experiment: expected one of"),
+        (["mnist-mlp", "--seeds", "0"], "--seeds: expected a whole number of at least 1, got '0'"),
+        (["mnist-mlp", "--thresholds", "0.3", "0.2"], "Config: expected prune_threshold at most"),
+        (["mnist-mlp", "--weights", "nowhere"], "expected a file nowhere"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_error(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    more = ["--data-dir", str(tmp_path), "--stream", "sudden:0>1", "--out", str(tmp_path / "out.json")]
+    monkeypatch.setattr(sys, "argv", ["streams", *arguments, *more])
+    with pytest.raises(SystemExit):
+        streams.main()
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out.json").exists()

@@ -46,6 +46,10 @@ _MOVED = 0.1
 # Behind so many waiting reports another one only counts: many threads can serve faster than one learns, and
 # what is learned late is learned of traffic that has gone.
 _LONGEST_INBOX = 64
+_COUNTS = (
+    "batches", "rows", "canary_rows", "bad_batches", "unread_batches", "flips", "operations",
+    "dense_operations",
+)  # fmt: skip
 # A model of fewer weights keeps its dense plan packed beside a pruned one, for faster canaries.
 _SMALL_MODEL = 1_000_000
 
@@ -74,19 +78,7 @@ class Controller:
         self.observing = True
         self.batch = 0
         self.forced: dict[str, Tensor] = {}
-        self.counts = dict.fromkeys(
-            (
-                "batches",
-                "rows",
-                "canary_rows",
-                "bad_batches",
-                "unread_batches",
-                "flips",
-                "operations",
-                "dense_operations",
-            ),
-            0,
-        )
+        self.counts = dict.fromkeys(_COUNTS, 0)
         self.usage_reads = program.usage_reads
         self.statistics = Statistics(program, config.window)
         self.states = self._all_active()

@@ -97,7 +97,8 @@ def load(controller: Controller, state: Mapping[str, Any]) -> None:
         controller.batch = state["batch"]
         controller.observing = state["observing"]
         controller.frozen = state["frozen"]
-        controller.counts = dict(state["counts"])
+        # A state of before there was a count has none of it.
+        controller.counts = {name: state["counts"].get(name, 0) for name in controller.counts}
         if controller.trial is not None and state["compensation"] is not None:
             controller.trial.choice = state["compensation"]
         controller.publish({n: Substitute(*values) for n, values in state["substitutes"].items()})

@@ -112,6 +112,16 @@ def test_a_state_of_another_model_is_refused() -> None:
         fast(torch.randn(2, INPUTS))
 
 
+def test_a_state_of_before_there_was_a_count() -> None:
+    fast, x = dynprune.accelerate(two_halves(), torch.randn(4, INPUTS)), torch.randn(4, INPUTS)
+    fast(x)
+    state = fast.get_extra_state()
+    state["counts"] = {name: n for name, n in state["counts"].items() if name != "unread_batches"}
+    fast.set_extra_state(state)
+    fast(x)
+    assert (fast.stats()["batches"], fast.stats()["unread_batches"]) == (2, 0)
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("way", ["deepcopy", "pickle"])
 def test_copies(way: str, options: dict[str, Any]) -> None:
