@@ -12,8 +12,16 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.bench_conv2d import Shape
-from benchmarks.common import Run, Times, contestants, measure
-from dynprune import ops
+from benchmarks.common import (
+    Run,
+    Times,
+    contestants,
+    device,
+    laid_out_conv2d,
+    laid_out_linear,
+    measure,
+    usage_of,
+)
 
 LINEAR = [
     (rows, width)
@@ -64,12 +72,12 @@ def gain(times: Times) -> dict[str, float]:
 
 def linear_runs(rows: int, width: int) -> dict[str, Run]:
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, width, generator=g).bfloat16()
-    weight = (torch.randn(width, width, generator=g) / width**0.5).bfloat16()
-    bias = torch.randn(width, generator=g)
-    packed, bias_narrow = ops.pack_linear(weight), bias.bfloat16()
-    x_wide, packed_wide = x.float(), ops.pack_linear(weight.float())
-    usage = torch.zeros(4, width, dtype=torch.float64)
+    x = torch.randn(rows, width, generator=g).bfloat16().to(device())
+    weight = (torch.randn(width, width, generator=g) / width**0.5).bfloat16().to(device())
+    bias = torch.randn(width, generator=g).to(device())
+    packed, bias_narrow = laid_out_linear(weight), bias.bfloat16()
+    x_wide, packed_wide = x.float(), laid_out_linear(weight.float())
+    usage = usage_of(width)
     linear = torch.ops.dynprune.linear
     return {
         "ours": lambda: linear(x, packed, bias, activation="relu", usage=usage),
@@ -80,13 +88,13 @@ def linear_runs(rows: int, width: int) -> dict[str, Run]:
 
 def conv2d_runs(shape: Shape) -> dict[str, Run]:
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(shape.batch, shape.channels, shape.size, shape.size, generator=g).bfloat16()
+    x = torch.randn(shape.batch, shape.channels, shape.size, shape.size, generator=g).bfloat16().to(device())
     weight = torch.randn(shape.units, shape.channels, shape.kernel, shape.kernel, generator=g)
-    weight = (weight / weight[0].numel() ** 0.5).bfloat16()
-    bias = torch.randn(shape.units, generator=g)
-    packed, bias_narrow = ops.pack_conv2d(weight), bias.bfloat16()
+    weight = (weight / weight[0].numel() ** 0.5).bfloat16().to(device())
+    bias = torch.randn(shape.units, generator=g).to(device())
+    packed, bias_narrow = laid_out_conv2d(weight), bias.bfloat16()
     x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
-    usage = torch.zeros(4, shape.units, dtype=torch.float64)
+    usage = usage_of(shape.units)
     geometry = ((shape.stride,) * 2, (shape.kernel // 2,) * 2)
     conv2d = torch.ops.dynprune.conv2d
     return {

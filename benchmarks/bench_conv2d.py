@@ -9,8 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import Run, contestants, measure
-from dynprune import ops
+from benchmarks.common import Run, contestants, device, laid_out_conv2d, measure, usage_of
 
 
 @dataclass(frozen=True)
@@ -145,14 +144,13 @@ def bench_conv2d(benchmark: Any, shape: Shape, contestant: str) -> None:
 
 def runs_of(shape: Shape) -> dict[str, Run]:
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(shape.batch, shape.channels, shape.size, shape.size, generator=g)
+    x = torch.randn(shape.batch, shape.channels, shape.size, shape.size, generator=g).to(device())
     depth = shape.channels // shape.groups
-    weight = torch.randn(shape.units, depth, shape.kernel, shape.kernel, generator=g)
+    weight = torch.randn(shape.units, depth, shape.kernel, shape.kernel, generator=g).to(device())
     weight /= (depth * shape.kernel**2) ** 0.5
-    bias = torch.randn(shape.units, generator=g)
+    bias = torch.randn(shape.units, generator=g).to(device())
     x_last, weight_last = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
-    packed = ops.pack_conv2d(weight)
-    usage = torch.zeros(4, shape.units, dtype=torch.float64)
+    packed, usage = laid_out_conv2d(weight), usage_of(shape.units)
     conv2d = torch.ops.dynprune.conv2d
     stride, padding, groups = (shape.stride,) * 2, (shape.kernel // 2,) * 2, shape.groups
     geometry = (stride, padding, (1, 1), groups)

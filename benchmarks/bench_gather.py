@@ -8,8 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.common import Run, Times, contestants, measure
-from dynprune import ops
+from benchmarks.common import (
+    Run,
+    Times,
+    contestants,
+    device,
+    laid_out_conv2d,
+    laid_out_linear,
+    measure,
+)
 
 
 def half(units: int, generator: torch.Generator) -> torch.Tensor:
@@ -20,9 +27,10 @@ def half(units: int, generator: torch.Generator) -> torch.Tensor:
 def linear() -> dict[str, Run]:
     g = torch.Generator().manual_seed(0)
     rows, columns = half(1024, g), half(1024, g)
-    x = torch.randn(64, len(columns), generator=g)
-    weight, bias = torch.randn(1024, 1024, generator=g) / 32, torch.randn(1024, generator=g)
-    packed, kept = ops.pack_linear(weight, rows, columns), bias[rows]
+    x = torch.randn(64, len(columns), generator=g).to(device())
+    weight, bias = (torch.randn(1024, 1024, generator=g) / 32).to(device()), torch.randn(1024, generator=g)
+    rows, columns, bias = rows.to(device()), columns.to(device()), bias.to(device())
+    packed, kept = laid_out_linear(weight[rows][:, columns]), bias[rows]
     op = torch.ops.dynprune.linear
     return {
         "ours": lambda: op(x, weight, bias, indices=rows, input_indices=columns, activation="relu"),
@@ -33,9 +41,10 @@ def linear() -> dict[str, Run]:
 def conv2d() -> dict[str, Run]:
     g = torch.Generator().manual_seed(0)
     rows, columns = half(128, g), half(128, g)
-    x = torch.randn(64, len(columns), 16, 16, generator=g).contiguous(memory_format=torch.channels_last)
-    weight, bias = torch.randn(128, 128, 3, 3, generator=g) / 34, torch.randn(128, generator=g)
-    packed, kept = ops.pack_conv2d(weight, rows, columns), bias[rows]
+    x = torch.randn(64, len(columns), 16, 16, generator=g).to(device(), memory_format=torch.channels_last)
+    weight, bias = (torch.randn(128, 128, 3, 3, generator=g) / 34).to(device()), torch.randn(128, generator=g)
+    rows, columns, bias = rows.to(device()), columns.to(device()), bias.to(device())
+    packed, kept = laid_out_conv2d(weight[rows][:, columns]), bias[rows]
     op, one = torch.ops.dynprune.conv2d, (1, 1)
     return {
         "ours": lambda: op(x, weight, bias, one, one, indices=rows, input_indices=columns, activation="relu"),

@@ -10,17 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import Run, Times, contestants, measure
-from dynprune import ops
+from benchmarks.common import (
+    Run,
+    Times,
+    contestants,
+    device,
+    laid_out_conv2d,
+    laid_out_linear,
+    measure,
+)
 
 
 def linear(active: int) -> tuple[Run, Run]:
     """Ours and eager PyTorch on 64 rows, ``active`` inputs and units."""
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(64, active, generator=g)
-    weight = torch.randn(active, active, generator=g) / active**0.5
-    bias = torch.randn(active, generator=g)
-    packed = ops.pack_linear(weight)
+    x = torch.randn(64, active, generator=g).to(device())
+    weight = (torch.randn(active, active, generator=g) / active**0.5).to(device())
+    bias = torch.randn(active, generator=g).to(device())
+    packed = laid_out_linear(weight)
     return (
         lambda: torch.ops.dynprune.linear(x, packed, bias, activation="relu"),
         lambda: F.relu(F.linear(x, weight, bias)),
@@ -30,10 +37,10 @@ def linear(active: int) -> tuple[Run, Run]:
 def conv2d(active: int) -> tuple[Run, Run]:
     """Ours and eager PyTorch on 64 maps of 16 x 16, ``active`` channels and units."""
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(64, active, 16, 16, generator=g).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(active, active, 3, 3, generator=g) / (9 * active) ** 0.5
-    bias = torch.randn(active, generator=g)
-    packed = ops.pack_conv2d(weight)
+    x = torch.randn(64, active, 16, 16, generator=g).to(device(), memory_format=torch.channels_last)
+    weight = (torch.randn(active, active, 3, 3, generator=g) / (9 * active) ** 0.5).to(device())
+    bias = torch.randn(active, generator=g).to(device())
+    packed = laid_out_conv2d(weight)
 
     def ours() -> Tensor:
         y: Tensor = torch.ops.dynprune.conv2d(x, packed, bias, (1, 1), (1, 1), activation="relu")

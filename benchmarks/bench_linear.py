@@ -10,8 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import Run, contestants, measure
-from dynprune import ops
+from benchmarks.common import Run, contestants, device, laid_out_linear, measure, usage_of
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,10 @@ SHAPES = [
 @lru_cache(maxsize=1)  # the contestants of a case follow each other
 def runs_of(shape: Shape) -> dict[str, Run]:
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(shape.batch, shape.active, generator=g)
-    weight = torch.randn(shape.active, shape.active, generator=g) / shape.active**0.5
-    bias = torch.randn(shape.active, generator=g)
-    packed = ops.pack_linear(weight)
-    usage = torch.zeros(4, shape.active, dtype=torch.float64)
+    x = torch.randn(shape.batch, shape.active, generator=g).to(device())
+    weight = (torch.randn(shape.active, shape.active, generator=g) / shape.active**0.5).to(device())
+    bias = torch.randn(shape.active, generator=g).to(device())
+    packed, usage = laid_out_linear(weight), usage_of(shape.active)
     return {
         "ours": lambda: torch.ops.dynprune.linear(x, packed, bias, activation="relu", usage=usage),
         "eager": lambda: F.relu(F.linear(x, weight, bias)),

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from benchmarks.common import contestants, measure
-from dynprune import ops
+from benchmarks.common import contestants, cpu_only, device, measure, usage_of
 from dynprune.nn import LSTM
+from dynprune.plan.lstm import packed_gates
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,10 @@ def bench_lstm(benchmark: Any, shape: Shape, contestant: str) -> None:
     torch.manual_seed(0)
     dense = nn.LSTM(shape.hidden, shape.hidden, bidirectional=True, batch_first=True).eval()
     dense.requires_grad_(False)
-    x = torch.randn(shape.batch, shape.steps, shape.hidden)
+    x = torch.randn(shape.batch, shape.steps, shape.hidden).to(device())
+    dense.to(device())
     if shape.packed:
+        cpu_only()  # on a GPU the layer is nn.LSTM
         lengths = torch.randint(max(1, shape.steps // 10), shape.steps + 1, (shape.batch,))
         sequence: Any = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
         fast = LSTM.from_dense(dense)
@@ -60,11 +62,11 @@ def bench_lstm(benchmark: Any, shape: Shape, contestant: str) -> None:
         weights, biases = [], []
         for name in ("l0", "l0_reverse"):
             weights.append(
-                ops.pack_lstm(getattr(dense, f"weight_ih_{name}"), getattr(dense, f"weight_hh_{name}"))
+                packed_gates(getattr(dense, f"weight_ih_{name}"), getattr(dense, f"weight_hh_{name}"))
             )
             bias = (getattr(dense, f"bias_ih_{name}") + getattr(dense, f"bias_hh_{name}")).view(4, -1)
             biases.append(torch.stack([bias, bias]))
-        usage = torch.zeros(4, 2 * shape.hidden, dtype=torch.float64)
+        usage = usage_of(2 * shape.hidden)
 
         def ours() -> Tensor:
             y: Tensor = torch.ops.dynprune.lstm(x, weights, biases, batch_first=True, usage=usage)[0]

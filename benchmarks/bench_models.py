@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import dynprune
 from benchmarks import rivals
-from benchmarks.common import Run, Times, contestants, measure
+from benchmarks.common import Run, Times, contestants, device, measure
 from benchmarks.models import MODELS, Model
 
 DENSE = ("dense-eager", "dense-eager-channels-last", "dense-compiled")
@@ -55,6 +55,7 @@ def eager(name: str, module: nn.Module, x: Tensor) -> dict[str, Run]:
 @lru_cache(maxsize=1)  # the cases of a model and batch follow each other, and share what is dense
 def dense_of(model: Model, batch: int, compiling: bool) -> tuple[nn.Module, Tensor, Any, dict[str, Run]]:
     dense, x = model.make(batch)
+    dense, x = dense.to(device()), x.to(device())
     fast = dynprune.accelerate(dense, x, dynprune.Config(compensation="none"))
     runs = eager("dense-eager", dense, x)
     if compiling:
@@ -81,6 +82,8 @@ def runs_of(case: Case, compiling: bool, peers: bool) -> dict[str, Run]:
         return y
 
     runs = {"ours": lambda: fast(x), "ours-adapting": adapting, **dense_runs}
+    if x.is_cuda:
+        runs["ours-graph"] = partial(fast.capture(x), x)
     runs.update(eager("compact-eager", compact, x))
     if compiling:
         runs["compact-compiled"] = rivals.compiled(compact, x)
@@ -99,6 +102,8 @@ def figures_of(percent: int) -> Any:
 
         ours, dense = times["ours"], fastest("dense-eager")
         values = {"compact eager / ours": fastest("compact-eager") / ours, "dense eager / ours": dense / ours}
+        if "ours-graph" in times:
+            values["dense eager / ours in a graph"] = dense / times["ours-graph"]
         if "compact-compiled" in times:
             values["compact compiled / ours"] = times["compact-compiled"] / ours
             values["dense compiled / ours"] = times["dense-compiled"] / ours
@@ -113,15 +118,26 @@ def figures_of(percent: int) -> Any:
 
 
 @contestants(
-    "ours", "ours-adapting", *DENSE, *COMPACT, "torch-pruning-eager", "torch-pruning-eager-channels-last"
+    "ours",
+    "ours-adapting",
+    "ours-graph",
+    *DENSE,
+    *COMPACT,
+    "torch-pruning-eager",
+    "torch-pruning-eager-channels-last",
 )
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def bench_models(request: pytest.FixtureRequest, benchmark: Any, case: Case, contestant: str) -> None:
     timed = not benchmark.disabled
     if not timed and contestant != "ours":
         pytest.skip("ours is checked against the others; only timing runs each of them")
-    compiling = timed and not request.config.getoption("--no-compile") and rivals.can_compile()
+    on_cpu = device().type == "cpu"
+    compiling = timed and not request.config.getoption("--no-compile") and on_cpu and rivals.can_compile()
     # Canary rows of an adapting model run dense: its results are compared where all units are active.
-    alike = [("ours", *COMPACT), DENSE, *[("ours", "ours-adapting", *DENSE)] * (case.percent == 100)]
-    runs = runs_of(case, compiling, peers=timed)
+    alike = [
+        ("ours", "ours-graph", *COMPACT),
+        DENSE,
+        *[("ours", "ours-adapting", *DENSE)] * (case.percent == 100),
+    ]
+    runs = runs_of(case, compiling, peers=timed and on_cpu)
     measure(benchmark, "models", case.name, contestant, runs, figures_of(case.percent), alike)

@@ -10,40 +10,53 @@ import torch
 from torch import Tensor, nn
 
 import dynprune
-from benchmarks.common import Run, Times, contestants, measure
+from benchmarks.common import (
+    Run,
+    Times,
+    contestants,
+    cpu_only,
+    device,
+    laid_out_conv2d,
+    laid_out_linear,
+    measure,
+    usage_of,
+)
 from dynprune import ops
+from dynprune.plan.lstm import packed_gates
 
 
 def linear(rows: int, width: int) -> dict[str, Run]:
     g = torch.Generator().manual_seed(0)
     x, weight = torch.randn(rows, width, generator=g), torch.randn(width, width, generator=g) / width**0.5
-    packed, bias = ops.pack_linear(weight), torch.randn(width, generator=g)
+    x, packed = x.to(device()), laid_out_linear(weight.to(device()))
+    bias = torch.randn(width, generator=g).to(device())
     return with_and_without(partial(torch.ops.dynprune.linear, x, packed, bias, activation="relu"), width)
 
 
 def conv2d(rows: int, channels: int, size: int) -> dict[str, Run]:
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, channels, size, size, generator=g).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(rows, channels, size, size, generator=g)
+    x = x.to(device(), memory_format=torch.channels_last)
     weight = torch.randn(channels, channels, 3, 3, generator=g) / (9 * channels) ** 0.5
-    packed, bias = ops.pack_conv2d(weight), torch.randn(channels, generator=g)
+    packed, bias = laid_out_conv2d(weight.to(device())), torch.randn(channels, generator=g).to(device())
     call = partial(torch.ops.dynprune.conv2d, x, packed, bias, (1, 1), (1, 1), activation="relu")
     return with_and_without(call, channels)
 
 
 def lstm(rows: int, hidden: int, steps: int) -> dict[str, Run]:
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, steps, hidden, generator=g)
+    x = torch.randn(rows, steps, hidden, generator=g).to(device())
     weights, biases = [], []
     for _ in ("forward", "backward"):
         read, recurrent = torch.randn(2, 4 * hidden, hidden, generator=g) / hidden**0.5
-        weights.append(ops.pack_lstm(read, recurrent))
-        biases.append(torch.randn(1, 4, hidden, generator=g).expand(2, 4, hidden).contiguous())
+        weights.append(packed_gates(read.to(device()), recurrent.to(device())))
+        biases.append(torch.randn(1, 4, hidden, generator=g).expand(2, 4, hidden).contiguous().to(device()))
     call = partial(torch.ops.dynprune.lstm, x, weights, biases, batch_first=True)
     return with_and_without(lambda **usage: call(**usage)[0], 2 * hidden)
 
 
 def with_and_without(call: Any, units: int) -> dict[str, Run]:
-    usage = torch.zeros(4, units, dtype=torch.float64)
+    usage = usage_of(units)
     return {"ours": lambda: call(usage=usage), "without": lambda: call()}
 
 
@@ -76,6 +89,7 @@ LAYERS = 8  # of a model whose layers take next to no time themselves
 
 @lru_cache(maxsize=1)
 def tiny(adapting: bool) -> dict[str, Run]:
+    cpu_only()
     torch.manual_seed(0)
     model = nn.Sequential(*[m for _ in range(LAYERS) for m in (nn.Linear(16, 16), nn.ReLU())]).eval()
     x = torch.randn(1, 16)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import dynprune
-from benchmarks.common import Times, contestants, measure
+from benchmarks.common import Times, contestants, cpu_only, measure
 from benchmarks.models import MODELS, Model, mlp
 from dynprune.lowering.ir import LayerSite
 from dynprune.plan.build import PlanBuilder
@@ -80,6 +80,7 @@ def packed_weights(site: Any, entry: Any) -> int:
 
 @pytest.fixture
 def _one_core() -> Iterator[None]:
+    cpu_only()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

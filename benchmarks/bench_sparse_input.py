@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import Times, contestants, measure
+from benchmarks.common import Times, contestants, device, laid_out_linear, measure, usage_of
 from dynprune import ops
 
 WIDTH = 4096
@@ -23,15 +23,15 @@ WIDTH = 4096
 def bench_sparse_input(benchmark: Any, percent: int, contestant: str) -> None:
     g = torch.Generator().manual_seed(0)
     zero = torch.rand(1, WIDTH, generator=g) < percent / 100
-    x = torch.where(zero, 0.0, torch.randn(1, WIDTH, generator=g))
-    weight = torch.randn(WIDTH, WIDTH, generator=g) / WIDTH**0.5
-    bias = torch.randn(WIDTH, generator=g)
-    packed = ops.pack_linear(weight)
-    usage = torch.zeros(4, WIDTH, dtype=torch.float64)
+    x = torch.where(zero, 0.0, torch.randn(1, WIDTH, generator=g)).to(device())
+    weight = (torch.randn(WIDTH, WIDTH, generator=g) / WIDTH**0.5).to(device())
+    bias = torch.randn(WIDTH, generator=g).to(device())
+    packed, usage = laid_out_linear(weight), usage_of(WIDTH)
+    major = ops.pack_input_major(packed) if device().type == "cpu" else weight.t().contiguous()
     linear = partial(torch.ops.dynprune.linear, x, packed, bias, activation="relu", usage=usage)
     runs = {
         "ours": linear,
-        "input-major": partial(linear, input_major=ops.pack_input_major(packed)),
+        "input-major": partial(linear, input_major=major),
         "eager": lambda: F.relu(F.linear(x, weight, bias)),
     }
 

@@ -16,7 +16,9 @@ from torch import Tensor
 
 import dynprune
 from benchmarks.bars import fails
+from dynprune import ops
 from dynprune.ops import native
+from dynprune.plan.inputs import for_tensor_cores
 
 THREADS_VARIABLE = "DYNPRUNE_BENCH_THREADS"
 # Relative to the largest value; the tests are stricter, against float64.
@@ -27,10 +29,47 @@ Times = Mapping[str, float]  # contestant -> seconds per call
 Figures = Callable[[Times], dict[str, float]]  # what a suite makes of them
 
 
-def set_up(threads: int) -> None:
-    """Flush denormals before torch starts its threads: they take the setting over from this one."""
+_device = torch.device("cpu")
+
+
+def set_up(threads: int, device: str = "cpu") -> None:
+    """Flush denormals before torch starts its threads: they take the setting over from this one.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    global _device
+    if device != "cpu" and not (device == "cuda" and torch.cuda.is_available()):
+        raise ValueError(f"benchmarks: expected the device cpu, or cuda where there is a GPU, got {device!r}")
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
+    _device = torch.device(device)
+
+
+def device() -> torch.device:
+    """What is measured on."""
+    return _device
+
+
+def cpu_only() -> None:
+    """Skip what is about the CPU, if that is not measured."""
+    if _device.type != "cpu":
+        pytest.skip("about the CPU")
+
+
+def laid_out_linear(weight: Tensor) -> Tensor:
+    """``[out, in]`` as plans hold it."""
+    return ops.pack_linear(weight) if weight.device.type == "cpu" else for_tensor_cores(weight)
+
+
+def laid_out_conv2d(weight: Tensor) -> Tensor:
+    """``[out, in, kh, kw]`` as plans hold it."""
+    return ops.pack_conv2d(weight) if weight.device.type == "cpu" else for_tensor_cores(weight)
+
+
+def usage_of(units: int) -> Tensor:
+    """Room for usage sums."""
+    return torch.zeros(4, units, dtype=torch.float64, device=_device)
 
 
 def cpu_name() -> str:
@@ -43,6 +82,7 @@ def machine(threads: int) -> dict[str, Any]:
     """What a measurement depends on."""
     return {
         "cpu": cpu_name(),
+        "gpu": torch.cuda.get_device_name() if _device.type == "cuda" else None,
         "threads": threads,
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "amx": torch.cpu._is_amx_tile_supported(),
@@ -70,10 +110,18 @@ def calls_per_sample(run: Run, seconds: float) -> int:
 
 
 def seconds_of(run: Run, calls: int) -> float:
+    wait()
     begin = time.perf_counter()
     for _ in range(calls):
         run()
+    wait()
     return time.perf_counter() - begin
+
+
+def wait() -> None:
+    """Until the device has done what it was asked for."""
+    if _device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def alternate(
@@ -132,7 +180,20 @@ def measure(
                         check(runs[name](), expected)
         if contestant == "ours" and not benchmark.disabled:
             record(benchmark, suite, case, runs, figures)
-        benchmark(runs[contestant])
+        benchmark(_finished(runs[contestant]))
+
+
+def _finished(run: Run) -> Run:
+    """``run``, until its result is there."""
+    if _device.type == "cpu":
+        return run
+
+    def finished() -> Tensor:
+        y = run()
+        wait()
+        return y
+
+    return finished
 
 
 def record(benchmark: Any, suite: str, case: str, runs: Mapping[str, Run], figures: Figures) -> None:
@@ -140,7 +201,7 @@ def record(benchmark: Any, suite: str, case: str, runs: Mapping[str, Run], figur
     times = alternate(runs)
     values = figures(times)
     benchmark.extra_info.update(suite=suite, case=case, medians=times, figures=values)
-    if fails(suite, values, torch.get_num_threads()):
+    if fails(suite, values, torch.get_num_threads(), _device.type):
         benchmark.extra_info["again"] = [figures(alternate(runs)) for _ in range(3)]
 
 

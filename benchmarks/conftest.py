@@ -1,4 +1,4 @@
-"""Threads and denormals of the benchmarks: ``--bench-threads``, or DYNPRUNE_BENCH_THREADS, or 1.
+"""Threads (``--bench-threads``, or DYNPRUNE_BENCH_THREADS, or 1), denormals and device of the benchmarks.
 
 ``--no-compile`` leaves out the contestants that need torch.compile.
 """
@@ -18,13 +18,15 @@ from benchmarks import common
 def pytest_addoption(parser: pytest.Parser) -> None:
     threads = int(os.environ.get(common.THREADS_VARIABLE, "1"))
     parser.addoption("--bench-threads", type=int, default=threads, help="threads torch may use in benchmarks")
+    parser.addoption("--bench-device", default="cpu", help="what benchmarks measure on: cpu or cuda")
     parser.addoption("--no-compile", action="store_true", help="leave torch.compile out of benchmarks")
 
 
 @pytest.fixture(autouse=True, scope="package")
 def _machine(request: pytest.FixtureRequest) -> Iterator[None]:
     before = torch.get_num_threads()
-    common.set_up(request.config.getoption("--bench-threads"))
+    config = request.config
+    common.set_up(config.getoption("--bench-threads"), config.getoption("--bench-device"))
     yield
     torch.set_num_threads(before)
     torch.set_flush_denormal(False)

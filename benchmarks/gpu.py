@@ -33,7 +33,8 @@ BARS = {
     ("conv2d", "ours, graph", "compact, graph"): 0.6,
     ("lstm", "ours", "compact"): 0.9,
     ("lstm", "ours", "dense"): 1.3,
-    ("models", "materialized", "dense"): 1.6,
+    ("models", "ours", "dense"): 1.6,
+    ("models, batch 1", "ours, graph", "dense, graph"): 1.0,
     ("flips", "flip", "forward"): 1.0,
 }
 
@@ -62,7 +63,9 @@ def all_steps(python: str) -> list[Step]:
     ]
     for backend in BACKENDS:
         tests = [python, "-m", "pytest", "-q", "-x", "tests/ops/test_on_cuda.py"]
-        steps.append(Step(f"tests {backend}", tests, 75, {"DYNPRUNE_BACKEND": backend}))
+        steps.append(Step(f"tests {backend}", tests, 60, {"DYNPRUNE_BACKEND": backend}))
+        tests = [python, "-m", "pytest", "-q", "tests/models/test_on_cuda.py"]
+        steps.append(Step(f"models {backend}", tests, 60, {"DYNPRUNE_BACKEND": backend}))
     tests = [python, "-m", "pytest", "-q", "tests/triton", "--ignore=tests/triton/test_compile.py"]
     steps.append(Step("tests of triton kernels", tests, 75))
     for suites, seconds in ((("linear",), 40), (("conv2d", "lstm"), 45), (("flips", "models"), 45)):

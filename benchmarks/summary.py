@@ -25,7 +25,9 @@ def summarize(report: dict[str, Any]) -> dict[str, Any]:
             }
     for suite, content in suites.items():
         content["figures"] = {
-            name: overall(values, bars(machine["threads"]).get((suite, name)))
+            name: overall(
+                values, bars(machine["threads"], "cuda" if machine.get("gpu") else "cpu").get((suite, name))
+            )
             for name, values in by_figure(content["cases"]).items()
         }
     return {"date": report["datetime"], "machine": machine, "suites": suites, "entries": entries}
@@ -62,7 +64,8 @@ def overall(values: list[float], bar: Bar | None) -> dict[str, Any]:
 
 def print_table(summary: dict[str, Any]) -> None:
     """Per suite the figures of every case, then of all of them beside the bars."""
-    print(f"{summary['machine']['cpu']}, {summary['machine']['threads']} thread(s)")
+    machine = summary["machine"]
+    print(machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} thread(s)")
     for name, suite in summary["suites"].items():
         figures = list(suite["figures"])
         wide = max(len(case) for case in suite["cases"]) + 4

@@ -61,4 +61,11 @@ inline void expect_usage(const char* op, const at::Tensor& t, int64_t units, at:
                   op, c10::str("float64 usage [4, ", units, "] with contiguous rows"), t.scalar_type(), " ", t.sizes());
 }
 
+// Numbers of units and inputs in device memory are for captured graphs.
+inline void expect_no_counts(const char* op, const std::optional<at::Tensor>& unit_count,
+                             const std::optional<at::Tensor>& depth_count) {
+  DYNPRUNE_EXPECT(!unit_count.has_value() && !depth_count.has_value(), op,
+                  "no unit_count and no depth_count on the CPU, where the host knows them", "one");
+}
+
 }  // namespace dynprune

@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from dynprune import explain as explaining
 from dynprune import materialize as materializing
+from dynprune.capture import CapturedModel
 from dynprune.config import Config
 from dynprune.control import state
 from dynprune.control.controller import Controller
+from dynprune.control.seen import Seen
 from dynprune.control.statistics import Statistics
 from dynprune.control.usage import UsageStats
 from dynprune.lowering.analyse import analyse
@@ -33,7 +36,7 @@ def accelerate(model: nn.Module, example_inputs: Any, config: Config | None = No
     """Make a model that stops computing the units its traffic does not use.
 
     Args:
-        model: a model on the CPU; it is never changed, and its parameters are shared.
+        model: a model on the CPU or on one GPU; it is never changed, and its parameters are shared.
         example_inputs: a tensor, or a tuple of the model's positional arguments; any batch size.
         config: thresholds and limits; the defaults of :class:`Config` if None.
 
@@ -55,17 +58,13 @@ def accelerate(model: nn.Module, example_inputs: Any, config: Config | None = No
     args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
     tensors = itertools.chain(model.named_parameters(), model.named_buffers())
     named = [*tensors, *((f"example_inputs[{i}]", a) for i, a in enumerate(args))]
-    for name, tensor in named:
-        if isinstance(tensor, Tensor) and tensor.device.type != "cpu":
-            raise ValueError(
-                f"accelerate: expected a model and inputs on the CPU, got {name} on {tensor.device}"
-            )
+    device = _device_of(named)
     if config.dtype is None:
         dense = share_copy(model)
     else:
         dense, args = copy.deepcopy(model).eval().to(config.dtype), cast(args, config.dtype)
     traced = trace(dense, args)
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         annotate_shapes(traced, args)
         if split_lstms(traced):
             annotate_shapes(traced, args)
@@ -76,6 +75,25 @@ def accelerate(model: nn.Module, example_inputs: Any, config: Config | None = No
         tolerance = 1e-2 if accelerated._rounds or config.dtype is not None else 1e-3
         accelerated._server.check(args, expected, tolerance=tolerance, row_tolerance=rounded)
     return accelerated
+
+
+def _device_of(named: Iterable[tuple[str, Any]]) -> torch.device:
+    """Where a model and its inputs are; whole numbers, such as lengths, may be on the host beside a GPU."""
+    found: tuple[str, torch.device] | None = None
+    for name, tensor in named:
+        if not isinstance(tensor, Tensor) or (tensor.device.type == "cpu" and not tensor.is_floating_point()):
+            continue
+        if tensor.device.type not in ("cpu", "cuda"):
+            raise ValueError(
+                f"accelerate: expected a model and inputs on the CPU or a GPU, got {name} on {tensor.device}"
+            )
+        if found is not None and found[1] != tensor.device:
+            raise ValueError(
+                "accelerate: expected a model and inputs on one device, "
+                f"got {found[0]} on {found[1]} and {name} on {tensor.device}"
+            )
+        found = name, tensor.device
+    return torch.device("cpu") if found is None else found[1]
 
 
 class AcceleratedModel(nn.Module):
@@ -99,6 +117,7 @@ class AcceleratedModel(nn.Module):
         self._shared = False
         self._loaded: dict[str, Any] | None = None  # a state to adopt once the weights are there as well
         self.dense = program.traced
+        self._device = program.device
         self._server = Server(program, self._controller, config)
         tensors = itertools.chain(program.traced.parameters(), program.traced.buffers())
         dtypes = (p.dtype for p in program.traced.parameters() if p.is_floating_point())
@@ -118,10 +137,15 @@ class AcceleratedModel(nn.Module):
         Raises:
             NotImplementedError: an input requires a gradient.
         """
-        if torch.is_autocast_enabled("cpu"):
+        if self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise NotImplementedError(
+                "forward: expected no capture of the current stream, got one, which would keep weights that "
+                "are replaced when units flip; capture() makes a graph"
+            )
+        if torch.is_autocast_enabled(self._device.type):
             if self._dtype is not None:
                 args, kwargs = cast(args, self._dtype), cast(kwargs, self._dtype)
-            with torch.autocast("cpu", enabled=False):
+            with torch.autocast(self._device.type, enabled=False):
                 return self(*args, **kwargs)
         if not torch.is_grad_enabled():
             return self._answer(args, kwargs)
@@ -148,10 +172,14 @@ class AcceleratedModel(nn.Module):
     def _read_versions(self) -> int:
         return sum(map(_version, self._tracked))
 
-    def _follow_weights(self) -> None:
-        """Pack the dense weights anew if they were changed in place, and adopt a state that was loaded."""
+    def _follow_weights(self) -> int:
+        """Pack the dense weights anew if they were changed in place, and adopt a state that was loaded.
+
+        Returns:
+            A number that is another one for other weights.
+        """
         if self._read_versions() == self._versions and self._loaded is None:
-            return
+            return self._versions
         with self._controller.lock:
             versions = self._read_versions()
             if versions != self._versions:
@@ -160,6 +188,7 @@ class AcceleratedModel(nn.Module):
             if self._loaded is not None:
                 loaded, self._loaded = self._loaded, None
                 state.load(self._controller, loaded)
+            return self._versions
 
     # Keeping ------------------------------------------------------------------------------------
 
@@ -237,7 +266,7 @@ class AcceleratedModel(nn.Module):
             raise ValueError(f"calibrate: expected an iterable of batches, got {type(batches).__name__}")
         self._follow_weights()
         statistics = Statistics(self._program, self.config.window)
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             for batch in batches:
                 args = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
                 if self.config.dtype is not None:
@@ -248,6 +277,9 @@ class AcceleratedModel(nn.Module):
                 record = self._controller.dense_record()
                 try:
                     self._server.run(controller.dense_plan, record, *args)
+                    seen = Seen(rows, controller.plan.serial, dense=(record, rows))
+                    seen.send()
+                    seen.receive()
                 except Exception as error:
                     raise ValueError(
                         f"calibrate: expected batches that the model accepts, got {describe(args)}, "
@@ -387,7 +419,35 @@ class AcceleratedModel(nn.Module):
             compensate: whether the constants of pruned units are kept (exactly, at convolution
                 borders too); without, the result is the compact oracle.
         """
+        if self._device.type != "cpu":
+            return self._on_host().materialize(compensate).to(self._device)
         return materializing.materialize(self._program, self._controller.plan, compensate=compensate)
+
+    def _on_host(self) -> AcceleratedModel:
+        """The same model on the CPU, with the same active sets."""
+        host = pytree.tree_map_only(Tensor, Tensor.cpu, self._example)
+        saved = self.get_extra_state()
+        return _revive(copy.deepcopy(self.restore()).cpu(), host, self.config, saved, shared=False)
+
+    def capture(self, example_inputs: Any) -> CapturedModel:
+        """A model for inputs of one size on a CUDA graph, which goes on as this one adapts.
+
+        Every layer has room for all of its units there, so it holds the dense weights once more. On the CPU,
+        where there are no graphs, it serves in the same way without.
+
+        Args:
+            example_inputs: a tensor, or a tuple of the model's positional arguments, of the sizes that are to
+                be served.
+
+        Raises:
+            ValueError: the configuration compares answers call by call (a guard, a budget, ``"auto"``),
+                leaves inputs out (``input_threshold``) or sets a dtype, or the model takes packed sequences.
+        """
+        self._expect_own("capture")
+        args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+        if self.config.dtype is not None:
+            raise ValueError("capture: expected a Config without dtype, got one; convert the model instead")
+        return CapturedModel(self._server, self._follow_weights, args)
 
     def restore(self) -> nn.Module:
         """The original dense model; its weights were never touched."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from dynprune.ops.devices import upload
+
 
 def cast(values: Any, dtype: torch.dtype) -> Any:
     """Floating tensors of a structure in another dtype."""
@@ -31,10 +33,10 @@ def batch_size(leaves: Iterable[Any]) -> int | None:
 
 
 def take_rows(values: Any, index: Tensor, rows: int) -> Any:
-    """The rows ``index`` of every tensor whose dimension 0 is the batch."""
+    """The rows ``index`` (of the host) of every tensor whose dimension 0 is the batch."""
 
     def take(t: Tensor) -> Tensor:
-        return t.index_select(0, index) if t.dim() > 0 and t.shape[0] == rows else t
+        return t.index_select(0, upload(index, t.device)) if t.dim() > 0 and t.shape[0] == rows else t
 
     return pytree.tree_map_only(Tensor, take, values)
 
@@ -67,7 +69,7 @@ def put_rows(parts: list[tuple[Any, Tensor]], rows: int) -> Any:
     def join(column: tuple[Tensor, ...]) -> Tensor:
         out = column[0].new_empty((rows, *column[0].shape[1:]))
         for value, (_, index) in zip(column, parts, strict=True):
-            out.index_copy_(0, index, value)
+            out.index_copy_(0, upload(index, out.device), value)
         return out
 
     return merge([part for part, _ in parts], join)

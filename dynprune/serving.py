@@ -15,6 +15,7 @@ from dynprune.control.answers import answers_of, compare, margins
 from dynprune.control.controller import Controller
 from dynprune.control.seen import Seen
 from dynprune.lowering.ir import Program
+from dynprune.ops.devices import fetch, upload
 from dynprune.plan.plan import Plan
 from dynprune.plan.record import Record
 from dynprune.rows import alike, batch_size, close, leaves_of, merge, put_rows, slice_rows, take_rows
@@ -80,6 +81,8 @@ class Server:
     def run_rows(self, plan: Plan, record: Record | None, call: Call) -> Any:
         """The program on a call, in slices whose images stay in the cache."""
         rows = call.rows
+        if plan.ready is not None:
+            plan.ready.join()
         slices = round(rows / self.slice_rows) if self.slice_rows else 1
         if slices < 2:
             return self.run(plan, record, *call.args, **call.kwargs)
@@ -129,6 +132,22 @@ class Server:
             return self.run_rows(plan, None, call)
         return put_rows([(live, others), (dense, chosen)], rows)
 
+    def answer_canaries(self, output: Any, call: Call, ticket: int, seen: Seen) -> Any:
+        """An output of the plan with its canary rows answered by all units as well; ``seen`` takes note."""
+        controller, rows = self.controller, call.rows
+        whole = not self.row_wise or rows <= self.config.canary_rows
+        chosen = torch.arange(rows) if whole else controller.canaries.choose(ticket, rows)
+        record = controller.dense_record()
+        dense = self.run_rows(controller.dense_plan, record, call if whole else call.take(chosen))
+        record.dense_operations = 0  # a dense model would have run these rows once
+        seen.canary, seen.dense = True, (record, len(chosen))
+        if whole:
+            return dense
+        if not alike(output, dense):
+            self.row_wise = False
+            return output
+        return put_rows([(output, torch.arange(rows)), (dense, chosen)], rows)
+
     def _serve_compared(self, plan: Plan, call: Call, ticket: int | None) -> Any:
         """All rows on the plan, and canary rows by all units as well; with a guard also those whose answer is
         not clear.
@@ -148,6 +167,10 @@ class Server:
             return live
         unclear = torch.zeros(rows, dtype=torch.bool)
         if guard is not None:
+            # Which answers may be given has to be known now: on a GPU this waits for them.
+            seen.send()
+            seen.receive()
+            scores = fetch(scores)
             seen.margins = margins(scores)
             unclear = guard.defers(seen.margins)
             if ticket is not None and controller.drift.stands_out(record.usage, rows):
@@ -176,7 +199,7 @@ class Server:
                 full = answers_of(dense)
                 assert full is not None
                 seen.canary, seen.dense = True, (dense_record, len(chosen))
-                seen.outputs = full, scores[chosen]
+                seen.outputs = full.to(scores.device), scores.index_select(0, upload(chosen, scores.device))
                 if guard is not None:
                     seen.compared = compare(*seen.outputs)
             else:
@@ -220,7 +243,7 @@ class Server:
             if not t.is_floating_point():
                 return torch.cat([t, t.roll(1, 0)]).flip(0)
             noise = torch.rand(t.shape, generator=torch.Generator().manual_seed(0), dtype=t.dtype)
-            return torch.cat([t, t * 0.5 + noise]).flip(0)
+            return torch.cat([t, t * 0.5 + noise.to(t.device)]).flip(0)
 
         try:
             twice = self.run(plan, None, *pytree.tree_map_only(Tensor, double, args))
@@ -230,7 +253,7 @@ class Server:
             return
         old = take_rows(twice, torch.arange(2 * rows).flip(0)[:rows], 2 * rows)
         self.row_wise = close(old, got, max(row_tolerance, _ROW_TOLERANCE))
-        if self.row_wise:
+        if self.row_wise and self.program.device.type == "cpu":
             images = [n.meta.get("shape") for n in self.program.traced.graph.nodes]
             sizes = [4 * math.prod(s[1:]) for s in images if s is not None and len(s) == 4]
             self.slice_rows = max(8, _SLICE_BYTES // max(sizes)) if sizes else 0

@@ -63,4 +63,14 @@ inline const int64_t* expect_index_list(const char* op, const char* name, const 
   return t.const_data_ptr<int64_t>();
 }
 
+// Numbers that are known to the device alone; nullptr: there are none, and the shapes tell.
+inline const int* expect_count(const char* op, const char* name, const std::optional<at::Tensor>& t,
+                               int64_t length = 1) {
+  if (!t.has_value()) return nullptr;
+  DYNPRUNE_EXPECT(
+      t->dim() == 1 && t->size(0) == length && t->is_contiguous() && t->scalar_type() == at::kInt && t->is_cuda(), op,
+      c10::str("int32 ", name, " [", length, "] on the GPU"), t->scalar_type(), " ", t->sizes());
+  return t->const_data_ptr<int>();
+}
+
 }  // namespace dynprune::cuda

@@ -51,7 +51,19 @@ ConvOperands master(const char* op, const at::Tensor& weight, const std::optiona
   DYNPRUNE_EXPECT(groups > 0 && all % groups == 0, op, c10::str("positive groups that divide ", all, " units"), groups);
   DYNPRUNE_EXPECT(groups == 1 || !input_indices.has_value(), op, "no input_indices with groups", groups);
   if (bias.has_value()) {
-    DYNPRUNE_EXPECT(bias->dim() == 1 && bias->size(0) == all, op, c10::str("a bias [", all, "]"), bias->sizes());
+    const bool table = bias->dim() == 5 && groups == 1 && !indices.has_value();
+    DYNPRUNE_EXPECT((bias->dim() == 1 || table) && bias->size(-1) == all && (all == 0 || bias->numel() > 0), op,
+                    c10::str("a bias [", all, "], or [low, high, low, high, ", all, "] without indices and groups"),
+                    bias->sizes());
+  }
+  if (groups == 1 && !input_indices.has_value() && (weight.stride(1) == 1 || weight.size(1) < 2)) {
+    // Channels last, as plans on a GPU hold compact weights: read where it lies.
+    const bool even = weight.stride(2) == weight.size(3) * weight.stride(3);
+    const at::Tensor taps = weight.permute({0, 2, 3, 1});
+    const at::Tensor unit_major = (even ? taps : taps.contiguous()).flatten(1, 2).unsqueeze(0);
+    const int64_t* rows = indices.has_value() ? expect_index_list(op, "indices", *indices) : nullptr;
+    return {unit_major, bias,          rows, weight.size(2), weight.size(3), rows == nullptr ? all : indices->numel(),
+            1,          weight.size(1)};
   }
   if (groups > 1 && weight.size(1) == 1) {
     const at::Tensor compact = pack_conv2d(weight, indices, std::nullopt, std::nullopt, groups);
@@ -137,7 +149,8 @@ void run_groups(const Context& context, Conv2dParams p, const ConvOperands& o, c
 at::Tensor conv2d_op(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                      at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                      const std::optional<at::Tensor>& indices, const std::optional<at::Tensor>& input_indices,
-                     c10::string_view activation, double slope, std::optional<at::Tensor> usage) {
+                     c10::string_view activation, double slope, std::optional<at::Tensor> usage,
+                     const std::optional<at::Tensor>& unit_count, const std::optional<at::Tensor>& depth_count) {
   constexpr const char* kOp = "conv2d";
   expect_operands(kOp, input, weight, bias, at::kCUDA);
   DYNPRUNE_EXPECT(input.dim() == 4, kOp, "an input [batch, channels, height, width]", input.sizes());
@@ -150,7 +163,7 @@ at::Tensor conv2d_op(const at::Tensor& input, const at::Tensor& weight, const st
     std::optional<at::Tensor> sums;
     if (usage.has_value()) sums = at::zeros({kUsageRows, weight.size(0)}, usage->options());
     const at::Tensor all = conv2d_op(input, weight, bias, stride, padding, dilation, groups, std::nullopt,
-                                     input_indices, activation, slope, sums);
+                                     input_indices, activation, slope, sums, unit_count, depth_count);
     if (usage.has_value()) usage->add_(sums->index_select(1, *indices));
     return all.index_select(1, *indices).contiguous(at::MemoryFormat::ChannelsLast);
   }
@@ -181,6 +194,10 @@ at::Tensor conv2d_op(const at::Tensor& input, const at::Tensor& weight, const st
   }
   p.batch = input.size(0);
   p.pixel_units = o.units;
+  p.unit_count = expect_count(kOp, "unit_count", unit_count);
+  p.channel_count = expect_count(kOp, "depth_count", depth_count);
+  DYNPRUNE_EXPECT(o.groups == 1 || (p.unit_count == nullptr && p.channel_count == nullptr), kOp,
+                  "no counts with groups", o.groups);
   const at::Tensor output =
       at::empty({p.batch, o.units, p.h.out, p.w.out}, input.options(), at::MemoryFormat::ChannelsLast);
   if (depthwise) {

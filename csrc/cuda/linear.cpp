@@ -23,14 +23,12 @@ struct LinearOperands {
 LinearOperands resolve(const char* op, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                        const std::optional<at::Tensor>& indices, const std::optional<at::Tensor>& input_indices) {
   if (weight.dim() == 3) {
-    DYNPRUNE_EXPECT(weight.size(0) == 1 && (weight.stride(1) == 1 || weight.size(1) < 2), op,
-                    "a packed weight [1, in, padded out], unit-major as pack_linear lays it out on a GPU",
-                    weight.sizes(), " with strides ", weight.strides());
+    DYNPRUNE_EXPECT(weight.size(0) == 1, op, "a packed weight [1, in, padded out]", weight.sizes());
     DYNPRUNE_EXPECT(!indices.has_value(), op, "no indices beside a packed weight", indices->sizes());
     DYNPRUNE_EXPECT(bias.has_value() && bias->dim() == 1 && padded_units(bias->numel()) == weight.size(2), op,
                     c10::str("a bias [n] with n rounded up to ", weight.size(2), " beside a packed weight"),
                     bias.has_value() ? c10::str(bias->sizes()) : "none");
-    return {weight[0].t(), bias, nullptr, bias->numel()};
+    return {weight[0].t().contiguous(), bias, nullptr, bias->numel()};
   }
   DYNPRUNE_EXPECT(weight.dim() == 2, op, "a weight [out, in] or packed [1, in, padded out]", weight.sizes());
   if (bias.has_value()) {
@@ -49,7 +47,8 @@ LinearOperands resolve(const char* op, const at::Tensor& weight, const std::opti
 bool library_serves(const LinearParams& p) {
   constexpr int64_t kLarge = int64_t{1} << 31;  // multiply-adds
   const bool simple = p.activation.kind == Activation::none || p.activation.kind == Activation::relu;
-  return simple && p.usage == nullptr && p.indices == nullptr && p.rows * p.units * p.depth >= kLarge;
+  const bool counted = p.unit_count != nullptr || p.depth_count != nullptr;
+  return simple && !counted && p.usage == nullptr && p.indices == nullptr && p.rows * p.units * p.depth >= kLarge;
 }
 
 at::Tensor library_linear(const at::Tensor& rows, const LinearOperands& o, Activation activation) {
@@ -58,9 +57,13 @@ at::Tensor library_linear(const at::Tensor& rows, const LinearOperands& o, Activ
   return activation == Activation::relu ? y.relu_() : y;
 }
 
+struct Counts {
+  const int *units, *depth;  // [1] on the device, or nullptr
+};
+
 template <class Params>
 void set_common(Params& p, const at::Tensor& rows, const at::Tensor& output, const at::Tensor& bias,
-                const ActivationSpec& activation, const std::optional<at::Tensor>& usage) {
+                const ActivationSpec& activation, const std::optional<at::Tensor>& usage, const Counts& counts) {
   p.input = rows.const_data_ptr();
   p.input_stride = rows.stride(0);
   p.rows = rows.size(0);
@@ -72,15 +75,17 @@ void set_common(Params& p, const at::Tensor& rows, const at::Tensor& output, con
   p.activation = activation;
   p.usage = usage.has_value() ? usage->mutable_data_ptr<double>() : nullptr;
   p.usage_stride = usage.has_value() ? usage->stride(0) : 0;
+  p.unit_count = counts.units;
+  p.depth_count = counts.depth;
 }
 
 // weight: [units, depth] in any strides.
 void run_sparse(const Context& context, const at::Tensor& rows, const at::Tensor& weight, const at::Tensor& output,
                 const at::Tensor& bias, double threshold, const ActivationSpec& activation,
-                const std::optional<at::Tensor>& usage) {
+                const std::optional<at::Tensor>& usage, const Counts& counts) {
   SparseInputParams p{};
   p.number = number_of(rows.scalar_type(), false);
-  set_common(p, rows, output, bias, activation, usage);
+  set_common(p, rows, output, bias, activation, usage, counts);
   p.weight = weight.const_data_ptr();
   p.stride_k = weight.stride(1);
   p.stride_u = weight.stride(0);
@@ -96,13 +101,15 @@ void run_sparse(const Context& context, const at::Tensor& rows, const at::Tensor
 at::Tensor linear_op(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                      const std::optional<at::Tensor>& indices, const std::optional<at::Tensor>& input_indices,
                      c10::string_view activation, double slope, double input_threshold,
-                     const std::optional<at::Tensor>& input_major, std::optional<at::Tensor> usage) {
+                     const std::optional<at::Tensor>& input_major, std::optional<at::Tensor> usage,
+                     const std::optional<at::Tensor>& unit_count, const std::optional<at::Tensor>& depth_count) {
   constexpr const char* kOp = "linear";
   expect_operands(kOp, input, weight, bias, at::kCUDA);
   DYNPRUNE_EXPECT(input.dim() >= 1, kOp, "an input [..., features]", input.sizes());
   DYNPRUNE_EXPECT(input_threshold >= 0, kOp, "an input_threshold of at least 0", input_threshold);
   const Context context(kOp, input);
   const ActivationSpec spec = parse_activation(kOp, activation, slope);
+  const Counts counts{expect_count(kOp, "unit_count", unit_count), expect_count(kOp, "depth_count", depth_count)};
   const LinearOperands o = resolve(kOp, weight, bias, indices, input_indices);
   if (usage.has_value()) expect_usage(kOp, *usage, o.units, at::kCUDA);
   const int64_t depth = o.weight.size(1), width = input.size(-1);
@@ -125,7 +132,7 @@ at::Tensor linear_op(const at::Tensor& input, const at::Tensor& weight, const st
     }
     const at::Tensor output = at::empty(shape, input.options());
     run_sparse(context, rows, input_major.has_value() ? input_major->t() : o.weight, output, bias_tight,
-               input_threshold, spec, usage);
+               input_threshold, spec, usage, counts);
     return output;
   }
   LinearParams p{};
@@ -135,9 +142,11 @@ at::Tensor linear_op(const at::Tensor& input, const at::Tensor& weight, const st
   p.activation = spec;
   p.rows = rows.size(0);
   p.depth = depth;
+  p.unit_count = counts.units;
+  p.depth_count = counts.depth;
   if (!usage.has_value() && library_serves(p)) return library_linear(rows, o, spec.kind).view(shape);
   const at::Tensor output = at::empty(shape, input.options());
-  set_common(p, rows, output, bias_tight, spec, usage);
+  set_common(p, rows, output, bias_tight, spec, usage, counts);
   p.weight = o.weight.const_data_ptr();
   p.weight_stride = o.weight.stride(0);
   const ProductPlan plan = linear_plan(p, context.multiprocessors());
@@ -149,7 +158,8 @@ at::Tensor linear_op(const at::Tensor& input, const at::Tensor& weight, const st
 
 at::Tensor sparse_input_linear_op(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
                                   double threshold, c10::string_view activation, double slope,
-                                  std::optional<at::Tensor> usage) {
+                                  std::optional<at::Tensor> usage, const std::optional<at::Tensor>& unit_count,
+                                  const std::optional<at::Tensor>& depth_count) {
   constexpr const char* kOp = "sparse_input_linear";
   expect_operands(kOp, input, weight, bias, at::kCUDA);
   DYNPRUNE_EXPECT(input.dim() == 2 && input.size(0) <= kSparseRows, kOp,
@@ -164,7 +174,8 @@ at::Tensor sparse_input_linear_op(const at::Tensor& input, const at::Tensor& wei
   const at::Tensor rows = input.stride(1) == 1 ? input : input.contiguous();
   const at::Tensor output = at::empty({input.size(0), bias.numel()}, input.options());
   run_sparse(context, rows, weight[0].t(), output, bias.contiguous(), threshold,
-             parse_activation(kOp, activation, slope), usage);
+             parse_activation(kOp, activation, slope), usage,
+             {expect_count(kOp, "unit_count", unit_count), expect_count(kOp, "depth_count", depth_count)});
   return output;
 }
 

@@ -50,7 +50,7 @@ at::Tensor state(const LstmParams& p, const char* name, const std::optional<at::
 // What the inputs add to the gates of one direction, for all steps at once: to gates [rows of the input, 4 * total], at
 // the direction's own columns.
 void add_inputs(const Context& context, const LstmParams& p, const LstmDirection& d, const at::Tensor& rows,
-                const at::Tensor& weight, const at::Tensor& gates) {
+                const at::Tensor& weight, const at::Tensor& gates, const int* depth_count) {
   LinearParams l{};
   l.number = p.number;
   l.input = rows.const_data_ptr();
@@ -63,6 +63,7 @@ void add_inputs(const Context& context, const LstmParams& p, const LstmDirection
   l.rows = rows.size(0);
   l.depth = rows.size(1);
   l.units = 4 * d.units;
+  l.depth_count = depth_count;
   const ProductPlan plan = linear_plan(l, context.multiprocessors());
   const at::Tensor workspace = context.workspace(plan.workspace(), plan.counter_bytes);
   l.workspace = data_or_null(workspace);
@@ -71,12 +72,11 @@ void add_inputs(const Context& context, const LstmParams& p, const LstmDirection
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_op(const at::Tensor& input, at::TensorList weight,
-                                                       at::TensorList bias, const std::optional<at::Tensor>& lengths,
-                                                       const std::optional<at::Tensor>& hidden,
-                                                       const std::optional<at::Tensor>& cell, bool batch_first,
-                                                       const std::optional<at::Tensor>& first,
-                                                       std::optional<at::Tensor> usage) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_op(
+    const at::Tensor& input, at::TensorList weight, at::TensorList bias, const std::optional<at::Tensor>& lengths,
+    const std::optional<at::Tensor>& hidden, const std::optional<at::Tensor>& cell, bool batch_first,
+    const std::optional<at::Tensor>& first, std::optional<at::Tensor> usage,
+    const std::optional<at::Tensor>& unit_counts, const std::optional<at::Tensor>& depth_count) {
   DYNPRUNE_EXPECT(input.dim() == 3, kOp, "an input [steps, batch, features], or [batch, steps, features] batch first",
                   input.sizes());
   DYNPRUNE_EXPECT((weight.size() == 1 || weight.size() == 2) && bias.size() == weight.size(), kOp,
@@ -90,11 +90,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_op(const at::Tensor& input, 
   p.steps = x.size(time);
   p.batch = x.size(row);
   p.directions = static_cast<int64_t>(weight.size());
-  for (int64_t i = 0; i < p.directions; ++i) fill_direction(p, i, depth, weight[i], bias[i]);
+  for (int64_t i = 0; i < p.directions; ++i) {
+    fill_direction(p, i, depth, weight[i], bias[i]);
+    if (unit_counts.has_value())
+      p.direction[i].unit_count = expect_count(kOp, "unit_counts", unit_counts, p.directions) + i;
+  }
+  at::Tensor lengths_there;
   if (lengths.has_value()) {
-    // Their values are not looked at, which would wait for the device: beyond `steps` they are the caller's fault.
     DYNPRUNE_EXPECT(lengths->size(0) == p.batch, kOp, c10::str("lengths [", p.batch, "]"), lengths->sizes());
-    p.lengths = expect_index_list(kOp, "lengths", *lengths);
+    // Those on the device are not looked at, which would wait: beyond `steps` they are the caller's fault.
+    lengths_there = lengths->is_cpu() ? lengths->to(input.device(), /*non_blocking=*/true) : *lengths;
+    p.lengths = expect_index_list(kOp, "lengths", lengths_there);
   }
   const at::Tensor hidden_tight = state(p, "hidden", hidden, x.scalar_type());
   const at::Tensor cell_tight = state(p, "cell", cell, x.scalar_type());
@@ -122,7 +128,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_op(const at::Tensor& input, 
   p.gates_stride_b = (batch_first ? p.steps : 1) * gates.stride(0);
   for (int64_t i = 0; i < p.directions; ++i) {
     LstmDirection& d = p.direction[i];
-    add_inputs(context, p, d, rows, weight[i], gates);
+    add_inputs(context, p, d, rows, weight[i], gates, expect_count(kOp, "depth_count", depth_count));
     d.gates = gates.const_data_ptr<float>() + 4 * d.offset;
   }
   const at::Tensor output = at::empty({x.size(0), x.size(1), p.total}, input.options());

@@ -45,15 +45,6 @@ void run_gather(const char* op, const at::Tensor& from, const std::optional<at::
 
 }  // namespace
 
-at::Tensor pack_linear(const at::Tensor& weight, const std::optional<at::Tensor>& indices,
-                       const std::optional<at::Tensor>& columns, const std::optional<at::Tensor>& scale) {
-  DYNPRUNE_EXPECT(weight.dim() == 2, "pack_linear", "a weight [out, in]", weight.sizes());
-  const int64_t units = count_or(indices, weight.size(0)), depth = count_or(columns, weight.size(1));
-  const at::Tensor storage = at::empty({padded_units(units), 1, padded_columns(weight, depth)}, weight.options());
-  run_gather("pack_linear", weight.unsqueeze(1), indices, columns, scale, storage);
-  return storage.squeeze(1).narrow(1, 0, depth).t().unsqueeze(0);
-}
-
 at::Tensor pack_conv2d(const at::Tensor& weight, const std::optional<at::Tensor>& indices,
                        const std::optional<at::Tensor>& input_indices, const std::optional<at::Tensor>& scale,
                        int64_t groups) {
@@ -75,26 +66,6 @@ at::Tensor pack_conv2d(const at::Tensor& weight, const std::optional<at::Tensor>
     run_gather(kOp, own.flatten(2).transpose(1, 2), indices, input_indices, own_scale, storage.select(0, g));
   }
   return storage.view({copies, padded_units(units), kh, kw, -1}).narrow(4, 0, channels).permute({0, 2, 3, 4, 1});
-}
-
-at::Tensor pack_lstm(const at::Tensor& weight_ih, const at::Tensor& weight_hh, const std::optional<at::Tensor>& indices,
-                     const std::optional<at::Tensor>& columns) {
-  constexpr const char* kOp = "pack_lstm";
-  const int64_t hidden = weight_hh.size(1);
-  DYNPRUNE_EXPECT(weight_ih.dim() == 2 && weight_hh.dim() == 2 && weight_ih.size(0) == 4 * hidden &&
-                      weight_hh.size(0) == 4 * hidden,
-                  kOp, "weights [4 * hidden, in] and [4 * hidden, hidden]", weight_ih.sizes(), " and ",
-                  weight_hh.sizes());
-  const auto longs = weight_hh.options().dtype(at::kLong);
-  const at::Tensor units = indices.has_value() ? *indices : at::arange(hidden, longs);
-  // Row 4 * u + gate comes from row gate * hidden + unit.
-  const at::Tensor rows = (units.unsqueeze(1) + at::arange(4, longs) * hidden).flatten();
-  const int64_t depth = padded_columns(weight_ih, count_or(columns, weight_ih.size(1)));
-  const at::Tensor storage =
-      at::empty({rows.numel(), 1, depth + padded_columns(weight_hh, units.numel())}, weight_hh.options());
-  run_gather(kOp, weight_ih.unsqueeze(1), rows, columns, std::nullopt, storage.narrow(2, 0, depth));
-  run_gather(kOp, weight_hh.unsqueeze(1), rows, indices, std::nullopt, storage.slice(2, depth));
-  return storage.squeeze(1);
 }
 
 at::Tensor gather_columns(const at::Tensor& rows, const at::Tensor& columns) {

@@ -80,7 +80,10 @@ Operands master_operands(const at::Tensor& input, const at::Tensor& weight, cons
   DYNPRUNE_EXPECT(width == depth * groups || width == channels, kOp,
                   c10::str("an input with ", depth * groups, " (active) channels"), width);
   if (bias.has_value()) {
-    DYNPRUNE_EXPECT(bias->dim() == 1 && bias->size(0) == all, kOp, c10::str("a bias [", all, "]"), bias->sizes());
+    const bool table = bias->dim() == 5 && groups == 1 && !indices.has_value();
+    DYNPRUNE_EXPECT((bias->dim() == 1 || table) && bias->size(-1) == all && (all == 0 || bias->numel() > 0), kOp,
+                    c10::str("a bias [", all, "], or [low, high, low, high, ", all, "] without indices and groups"),
+                    bias->sizes());
   }
   const int64_t* chosen = indices.has_value() ? expect_indices(kOp, "indices", *indices, all) : nullptr;
   if (input_indices.has_value()) expect_indices(kOp, "input_indices", *input_indices, depth);
@@ -174,8 +177,10 @@ void run_parts_bf16(const Convolution& shape, const at::Tensor& input, const Ope
 at::Tensor conv2d(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                   at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                   const std::optional<at::Tensor>& indices, const std::optional<at::Tensor>& input_indices,
-                  c10::string_view activation, double slope, std::optional<at::Tensor> usage) {
+                  c10::string_view activation, double slope, std::optional<at::Tensor> usage,
+                  const std::optional<at::Tensor>& unit_count, const std::optional<at::Tensor>& depth_count) {
   expect_operands(kOp, input, weight, bias);
+  expect_no_counts(kOp, unit_count, depth_count);
   DYNPRUNE_EXPECT(input.dim() == 4, kOp, "an input [batch, channels, height, width]", input.sizes());
   DYNPRUNE_EXPECT(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, kOp,
                   "stride, padding and dilation of two numbers", stride, " ", padding, " ", dilation);

@@ -82,8 +82,10 @@ bool skip_inputs(const LinearParams& p, float threshold, const float* input_majo
 at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                   const std::optional<at::Tensor>& indices, const std::optional<at::Tensor>& input_indices,
                   c10::string_view activation, double slope, double input_threshold,
-                  const std::optional<at::Tensor>& input_major, std::optional<at::Tensor> usage) {
+                  const std::optional<at::Tensor>& input_major, std::optional<at::Tensor> usage,
+                  const std::optional<at::Tensor>& unit_count, const std::optional<at::Tensor>& depth_count) {
   expect_operands(kOp, input, weight, bias);
+  expect_no_counts(kOp, unit_count, depth_count);
   DYNPRUNE_EXPECT(input.dim() >= 1, kOp, "an input [..., features]", input.sizes());
   DYNPRUNE_EXPECT(input_threshold >= 0, kOp, "an input_threshold of at least 0", input_threshold);
   const ActivationSpec spec = parse_activation(kOp, activation, slope);

@@ -62,12 +62,12 @@ int64_t slices_of(const LstmParams& p) {
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm(const at::Tensor& input, at::TensorList weight, at::TensorList bias,
-                                                    const std::optional<at::Tensor>& lengths,
-                                                    const std::optional<at::Tensor>& hidden,
-                                                    const std::optional<at::Tensor>& cell, bool batch_first,
-                                                    const std::optional<at::Tensor>& first,
-                                                    std::optional<at::Tensor> usage) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm(
+    const at::Tensor& input, at::TensorList weight, at::TensorList bias, const std::optional<at::Tensor>& lengths,
+    const std::optional<at::Tensor>& hidden, const std::optional<at::Tensor>& cell, bool batch_first,
+    const std::optional<at::Tensor>& first, std::optional<at::Tensor> usage,
+    const std::optional<at::Tensor>& unit_counts, const std::optional<at::Tensor>& depth_count) {
+  expect_no_counts(kOp, unit_counts, depth_count);
   expect_float(kOp, "input", input);
   DYNPRUNE_EXPECT(input.dim() == 3, kOp, "an input [steps, batch, features], or [batch, steps, features] batch first",
                   input.sizes());

@@ -15,7 +15,9 @@ constexpr const char* kOp = "sparse_input_linear";
 
 at::Tensor sparse_input_linear(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
                                double threshold, c10::string_view activation, double slope,
-                               std::optional<at::Tensor> usage) {
+                               std::optional<at::Tensor> usage, const std::optional<at::Tensor>& unit_count,
+                               const std::optional<at::Tensor>& depth_count) {
+  expect_no_counts(kOp, unit_count, depth_count);
   expect_float(kOp, "input", input);
   expect_float(kOp, "weight", weight);
   expect_float(kOp, "bias", bias);

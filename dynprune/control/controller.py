@@ -192,6 +192,8 @@ class Controller:
         """
         if len(self.inbox) >= _LONGEST_INBOX:
             seen.forget()
+        else:
+            seen.send()
         self.inbox.append(seen)
         if self.worker is None:
             self._empty_inbox()
@@ -202,16 +204,26 @@ class Controller:
         """Until everything that was reported is taken in."""
         if self.worker is not None:
             self.worker.join()
-        self._empty_inbox()
+        self._empty_inbox(wait=True)
 
-    def _empty_inbox(self) -> None:
-        # A report that arrives while the lock is held is taken by its holder, or by the next forward.
-        while self.inbox and self.lock.acquire(blocking=False):
+    def _empty_inbox(self, *, wait: bool = False) -> None:
+        # A report that arrives while the lock is held is taken by its holder, or by the next forward; so is
+        # one whose measurements are on their way from a GPU.
+        while self._can_take(wait) and self.lock.acquire(blocking=False):
             try:
-                while self.inbox:
-                    self._take(self.inbox.popleft())
+                while self._can_take(wait):
+                    seen = self.inbox.popleft()
+                    seen.receive()
+                    self._take(seen)
             finally:
                 self.lock.release()
+
+    def _can_take(self, wait: bool) -> bool:
+        """Whether there is a report, and it is on the host or worth waiting for."""
+        try:
+            return self.inbox[0].here or wait
+        except IndexError:
+            return False
 
     # Decisions ------------------------------------------------------------------------------------
 

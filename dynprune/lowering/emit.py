@@ -44,7 +44,7 @@ class MaxPoolUnits(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, active, height, width]`` to the pooled size."""
-        if x.dtype == torch.float32:
+        if x.dtype == torch.float32 and x.device.type == "cpu":
             y: Tensor = torch.ops.dynprune.max_pool2d.default(x, *self.geometry)
             return y
         return reference.max_pool2d(x, *self.geometry)

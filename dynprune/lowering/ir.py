@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from dynprune.lowering.recurrent import LSTMLayer
+from dynprune.lowering.recurrent import LSTMLayer, trim_steps
 from dynprune.lowering.tables import Activation
 from dynprune.ops.reference import wide
 
@@ -167,6 +168,17 @@ class Program:
     fused: dict[torch.fx.Node, torch.fx.Node]  # node -> the layer it was fused into
     expanded: dict[torch.fx.Node, dict[torch.fx.Node, int]]  # reader -> value -> its ExpandSite
     notes: list[Note]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie; the host's where there are none."""
+        tensors = itertools.chain(self.traced.parameters(), self.traced.buffers())
+        return next((t.device for t in tensors), torch.device("cpu"))
+
+    @property
+    def has_lengths(self) -> bool:
+        """Whether sequences have lengths of their own, on which shapes depend."""
+        return any(node.target is trim_steps for node in self.traced.graph.nodes)
 
     @property
     def usage_reads(self) -> frozenset[int]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dynprune.lowering.ir import LayerSite, Layout
 from dynprune.lowering.tables import Activation
+from dynprune.ops.devices import upload
 from dynprune.plan.entries import expand
 from dynprune.plan.inputs import Inputs
 
@@ -30,7 +31,7 @@ class ActiveUnits:
         self.dim = dim
         self.mask = torch.ones(self.units, dtype=torch.bool)
         self.constants = torch.zeros(self.units)
-        self._built: dict[torch.dtype, tuple[Any, LayerEntry, Tensor]] = {}
+        self._built: dict[torch.dtype, tuple[Any, LayerEntry, Tensor, Tensor]] = {}
 
     def set(self, mask: Tensor, constants: Tensor | None) -> None:
         """Compute the units of ``mask`` ``[units]`` only; the others are ``constants`` ``[units]``."""
@@ -47,9 +48,10 @@ class ActiveUnits:
     def run(self, owner: Any, x: Tensor) -> Tensor:
         """The layer on its active units, at full width; under autocast in its dtype, as PyTorch's own."""
         dtype, low = owner.weight.dtype, (torch.float32, torch.bfloat16, torch.float16)
-        if torch.is_autocast_enabled("cpu") and dtype in low and x.dtype in low:
-            dtype = torch.get_autocast_dtype("cpu")
-            with torch.autocast("cpu", enabled=False):
+        device = x.device.type
+        if torch.is_autocast_enabled(device) and dtype in low and x.dtype in low:
+            dtype = torch.get_autocast_dtype(device)
+            with torch.autocast(device, enabled=False):
                 return self._run(owner, x.to(dtype), dtype)
         return self._run(owner, x, dtype)
 
@@ -67,9 +69,12 @@ class ActiveUnits:
                     site, self.mask, Inputs(),
                     activation="none", slope=0.0, group=None, read=None, read_layout=None,
                 )  # fmt: skip
-            built = (state, entry, self.mask.nonzero().flatten())
+            kept, constants = (
+                upload(t, owner.weight.device) for t in (self.mask.nonzero().flatten(), self.constants)
+            )
+            built = (state, entry, kept, constants)
             self._built[dtype] = built
         y = built[1](x, None)
         if len(built[2]) == self.units:
             return y
-        return expand(y, built[2], self.constants, Layout((), self.dim % y.dim()))
+        return expand(y, *built[2:], Layout((), self.dim % y.dim()))

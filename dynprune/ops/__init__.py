@@ -29,6 +29,7 @@ if native is None:
     _library.impl("lstm", lstm_reference.lstm, "CPU")
     _library.impl("max_pool2d", reference.max_pool2d, "CPU")
 on_cuda = backends.register(_library)
+GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 pack_linear = reference.pack_linear if native is None else native.pack_linear
 pack_input_major = reference.pack_input_major if native is None else native.pack_input_major
@@ -41,23 +42,24 @@ def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
     return t.to(dtype) if t.dtype in (torch.float32, torch.bfloat16, torch.float16) else t
 
 
-def _under_autocast(name: str, packed_dim: int) -> Callable[..., Tensor]:
+def _under_autocast(name: str, packed_dim: int, device: str) -> Callable[..., Tensor]:
     """What autocast does to PyTorch's own layers; but a packed weight stays as it is, and decides."""
     op: Callable[..., Tensor] = getattr(torch.ops.dynprune, name).default
 
     def run(input: Tensor, weight: Tensor, *rest: Any, **options: Any) -> Tensor:
         packed = weight.dim() == packed_dim
-        dtype = weight.dtype if packed else torch.get_autocast_dtype("cpu")
-        if dtype == torch.float16:  # the kernels have none
+        dtype = weight.dtype if packed else torch.get_autocast_dtype(device)
+        if dtype == torch.float16 and device == "cpu":  # the kernels have none there
             dtype = torch.float32
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(device, enabled=False):
             return op(_cast(input, dtype), _cast(weight, dtype), *rest, **options)
 
     return run
 
 
-_library.impl("linear", _under_autocast("linear", 3), "AutocastCPU")
-_library.impl("conv2d", _under_autocast("conv2d", 5), "AutocastCPU")
+for _name, _packed_dim in (("linear", 3), ("conv2d", 5)):
+    _library.impl(_name, _under_autocast(_name, _packed_dim, "cpu"), "AutocastCPU")
+    _library.impl(_name, _under_autocast(_name, _packed_dim, "cuda"), "AutocastCUDA")
 
 
 def _units(weight: Tensor, packed_dim: int, bias: Tensor | None, indices: Tensor | None) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from dynprune.ops.reference import PANEL, expect
+from dynprune.ops.reference import PANEL, counted, expect, expect_count, leave_unwritten
 
 LSTM_UNITS = PANEL // 4
 
@@ -49,6 +50,18 @@ def pack_lstm(
     return by_panel.reshape(panels, depth, PANEL).contiguous()
 
 
+def pack_lstm_rows(weight_ih: Tensor, weight_hh: Tensor) -> Tensor:
+    """Compact weights of one direction as the CUDA kernel takes them; arguments as of :func:`pack_lstm`.
+
+    Returns:
+        ``[4 * n, k + n]``, row ``4 * unit + gate``; either part's columns fill whole 16 bytes, with zeros.
+    """
+    chunk = 16 // weight_ih.element_size()
+    parts = (F.pad(w, (0, -w.shape[1] % chunk)) for w in (weight_ih, weight_hh))
+    units = weight_hh.shape[1]
+    return torch.cat([w.view(4, units, -1).transpose(0, 1).reshape(4 * units, -1) for w in parts], 1)
+
+
 def _unpacked(packed: Tensor, units: int) -> Tensor:
     """``[4, units, depth]`` from ``[panels, depth, 64]``."""
     panels, depth, _ = packed.shape
@@ -67,6 +80,8 @@ def lstm(
     batch_first: bool = False,
     first: Tensor | None = None,
     usage: Tensor | None = None,
+    unit_counts: Tensor | None = None,
+    depth_count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One LSTM layer of one or two directions over whole sequences (Hochreiter and Schmidhuber 1997).
 
@@ -83,6 +98,9 @@ def lstm(
         first: ``[batch, 4 * units of all directions]``, added to the gates at the first step, per
             direction ``[4, units]``: the share of initial states of pruned units.
         usage: float64 ``[4, units of all directions]``, added to; padding does not count.
+        unit_counts: int32 ``[directions]`` on the device, for captured graphs: so many units of each are
+            there. Outputs and states of the others are left as they were allocated. None: all are there.
+        depth_count: likewise ``[1]``, so many inputs; None: all.
 
     Returns:
         The outputs ``[..., units of all directions]``, zero in the padding, and the last hidden and
@@ -111,6 +129,9 @@ def lstm(
     steps, batch, depth = x.shape
     sizes = [b.shape[2] for b in bias]
     total, outputs, states = sum(sizes), [], []
+    expect_count("lstm", "unit_counts", unit_counts, len(weight))
+    expect_count("lstm", "depth_count", depth_count)
+    inputs = counted(depth_count, depth)
     if lengths is None:
         lengths = torch.full((batch,), steps, dtype=torch.int64)
     expect(
@@ -134,6 +155,7 @@ def lstm(
         f"first [{batch}, {4 * total}]",
         None if first is None else list(first.shape),
     )
+    lengths = lengths.to(x.device)
     offset = 0
     for index, (packed, b, units) in enumerate(zip(weight, bias, sizes, strict=True)):
         expect(
@@ -142,18 +164,21 @@ def lstm(
             f"a contiguous packed weight [{-(-units // LSTM_UNITS)}, {depth + units}, {PANEL}]",
             list(packed.shape),
         )
-        w = _unpacked(packed, units).reshape(4 * units, depth + units)
-        own = slice(offset, offset + units)
-        h = x.new_zeros(batch, units) if hidden is None else hidden[:, own]
-        c = x.new_zeros(batch, units) if cell is None else cell[:, own]
-        y = x.new_zeros(steps, batch, units)
-        rows = torch.arange(batch)
+        there = counted(None if unit_counts is None else unit_counts[index], units)
+        w = _unpacked(packed, units)[:, :there]
+        w = torch.cat([w[:, :, :inputs], w[:, :, depth : depth + there]], 2).flatten(0, 1)
+        own = slice(offset, offset + there)
+        h = x.new_zeros(batch, there) if hidden is None else hidden[:, own]
+        c = x.new_zeros(batch, there) if cell is None else cell[:, own]
+        y = x.new_zeros(steps, batch, there)
+        rows = torch.arange(batch, device=x.device)
         for step in range(steps):
             on = lengths > step
             times = (lengths - 1 - step).clamp(min=0) if index else torch.full_like(lengths, step)
-            gates = torch.cat([x[times, rows], h], 1) @ w.T + b[min(step, 1)].flatten()
+            gates = torch.cat([x[times, rows, :inputs], h], 1) @ w.T + b[min(step, 1), :, :there].flatten()
             if step == 0 and first is not None:
-                gates = gates + first[:, 4 * offset : 4 * (offset + units)]
+                given = first[:, 4 * offset : 4 * (offset + units)].view(batch, 4, units)
+                gates = gates + given[:, :, :there].flatten(1)
             i, f, g, o = gates.chunk(4, 1)
             new_c = f.sigmoid() * c + i.sigmoid() * g.tanh()
             new_h = o.sigmoid() * new_c.tanh()
@@ -164,8 +189,8 @@ def lstm(
                 v = v[v.isfinite().all(1)]
                 sums = [v.abs().sum(0), v.sum(0), v.square().sum(0), torch.full_like(v.sum(0), len(v))]
                 usage[:, own] += torch.stack(sums)
-        outputs.append(y)
-        states.append((h, c))
+        outputs.append(leave_unwritten(y, units, 2))
+        states.append((leave_unwritten(h, units, 1), leave_unwritten(c, units, 1)))
         offset += units
     y = torch.cat(outputs, 2)
     y = y.transpose(0, 1).contiguous() if batch_first else y

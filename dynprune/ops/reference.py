@@ -31,6 +31,27 @@ def expect(condition: bool, op: str, expected: str, got: object) -> None:
         raise ValueError(f"{op}: expected {expected}, got {got}")
 
 
+def expect_count(op: str, name: str, t: Tensor | None, length: int = 1) -> None:
+    """Raise ValueError unless ``t`` is None or int32 ``[length]``."""
+    fits = t is None or (t.shape == (length,) and t.dtype == torch.int32)
+    expect(fits, op, f"int32 {name} [{length}]", None if t is None else f"{t.dtype} {list(t.shape)}")
+
+
+def counted(count: Tensor | None, most: int) -> int:
+    """How many of ``most`` there are. On a GPU all of them: to read the count would wait for the device."""
+    return most if count is None or count.is_cuda else min(most, int(count))
+
+
+def leave_unwritten(y: Tensor, units: int, dim: int) -> Tensor:
+    """``y`` with ``units`` along ``dim``; those it has not are NaN, as what no kernel writes may be."""
+    missing = units - y.shape[dim]
+    if missing == 0:
+        return y
+    shape = list(y.shape)
+    shape[dim] = missing
+    return torch.cat([y, y.new_full(shape, torch.nan)], dim)
+
+
 def expect_indices(op: str, name: str, t: Tensor, limit: int) -> None:
     """Raise ValueError unless ``t`` is an int64 list, strictly increasing in [0, ``limit``)."""
     expect(
@@ -163,6 +184,11 @@ def pack_linear(
     return pack_panels(weight).view(1, weight.shape[1], padded_units(weight.shape[0]))
 
 
+def pack_plain(weight: Tensor) -> Tensor:
+    """``[out, in]`` as a packed weight ``[1, in, padded out]`` of the ops on a GPU: a plain tensor there."""
+    return F.pad(weight.t(), (0, padded_units(weight.shape[0]) - weight.shape[0])).contiguous()[None]
+
+
 def pack_input_major(packed: Tensor) -> Tensor:
     """Packed ``[1, in, padded out]`` to ``[in, out rounded up to 16]``, an input's weights in one run."""
     depth, units = packed.shape[1:]
@@ -230,12 +256,14 @@ def _select(
     input_indices: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Rows and columns of a master weight, and the rows of its bias."""
-    expect(
-        bias is None or bias.shape == weight.shape[:1],
-        op,
-        f"a bias [{weight.shape[0]}]",
-        bias is not None and list(bias.shape),
-    )
+    units = weight.shape[0]
+    table = weight.dim() == 4 and indices is None
+    fits = bias is None or bias.shape == (units,)
+    if bias is not None and bias.dim() == 5 and table:
+        fits = bias.shape[-1] == units and bias.numel() >= units
+    or_table = f", or [low, high, low, high, {units}] without indices and groups"
+    expected = f"a bias [{units}]{or_table if weight.dim() == 4 else ''}"
+    expect(fits, op, expected, None if bias is None else list(bias.shape))
     if indices is not None:
         expect_indices(op, "indices", indices, weight.shape[0])
         weight = weight.index_select(0, indices)
@@ -258,6 +286,8 @@ def linear(
     input_threshold: float = 0.0,
     input_major: Tensor | None = None,
     usage: Tensor | None = None,
+    unit_count: Tensor | None = None,
+    depth_count: Tensor | None = None,
 ) -> Tensor:
     """``activation(input @ weight.T + bias)`` over the units of ``indices`` and ``input_indices``.
 
@@ -275,6 +305,9 @@ def linear(
             every row are left out. At 0 the result is the full one.
         input_major: the packed weight once more, from :func:`pack_input_major`: serves up to 8 rows faster.
         usage: float64 ``[4, n]``, added to.
+        unit_count: int32 ``[1]`` on the device of a master weight, for captured graphs: so many of its units
+            are there. The outputs of the others are left as they were allocated, and so is their usage.
+        depth_count: likewise, so many of its inputs; the others are not read.
 
     Returns:
         ``[..., n]``, compact.
@@ -315,13 +348,17 @@ def linear(
         f"a contiguous input_major {major}",
         None if input_major is None else list(input_major.shape),
     )
+    expect_count(op, "unit_count", unit_count)
+    expect_count(op, "depth_count", depth_count)
+    units, n, k = len(weight), counted(unit_count, len(weight)), counted(depth_count, weight.shape[1])
+    input, weight, bias = input[..., :k], weight[:n, :k], None if bias is None else bias[:n]
     if input_threshold > 0 and input.shape[:-1].numel() <= SPARSE_ROWS:
         needed = ~(input[None].abs() <= input_threshold).flatten(0, -2).all(0)
         input = torch.where(needed, input, 0.0)
     y = activate(F.linear(*_widened(op, input, weight, bias)), activation, slope)
     if usage is not None:
-        usage += usage_sums(y, -1)
-    return y.to(dtype)
+        usage[:, :n] += usage_sums(y, -1)
+    return leave_unwritten(y.to(dtype), units, -1)
 
 
 def sparse_input_linear(
@@ -333,6 +370,8 @@ def sparse_input_linear(
     activation: str = "none",
     slope: float = 0.01,
     usage: Tensor | None = None,
+    unit_count: Tensor | None = None,
+    depth_count: Tensor | None = None,
 ) -> Tensor:
     """``linear`` for few rows that leaves out the inputs no row needs, and does not read their weights.
 
@@ -345,6 +384,7 @@ def sparse_input_linear(
         activation: one of :data:`ACTIVATIONS`.
         slope: of ``leaky_relu``.
         usage: float64 ``[4, out]``, added to.
+        unit_count, depth_count: as in :func:`linear`.
 
     Returns:
         ``[rows, out]``.
@@ -364,13 +404,17 @@ def sparse_input_linear(
     expect(list(weight.shape) == packed, op, f"a contiguous packed weight {packed}", list(weight.shape))
     expect(threshold >= 0, op, "a threshold of at least 0", threshold)
     return linear(
-        input, weight, bias, activation=activation, slope=slope, input_threshold=threshold, usage=usage
-    )
+        input, weight, bias, activation=activation, slope=slope, input_threshold=threshold, usage=usage,
+        unit_count=unit_count, depth_count=depth_count,
+    )  # fmt: skip
 
 
-def _taps_cut(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:
+def _taps_cut(
+    size: int, out: int, kernel: int, stride: int, padding: int, dilation: int, *, device: torch.device
+) -> Tensor:
     """Taps cut off at the low and high end for each output position: int64 ``[2, out]``."""
-    position = torch.arange(out)[:, None] * stride - padding + torch.arange(kernel) * dilation
+    places, taps = torch.arange(out, device=device), torch.arange(kernel, device=device)
+    position = places[:, None] * stride - padding + taps * dilation
     return torch.stack([(position < 0).sum(1), (position >= size).sum(1)])
 
 
@@ -427,6 +471,8 @@ def conv2d(
     activation: str = "none",
     slope: float = 0.01,
     usage: Tensor | None = None,
+    unit_count: Tensor | None = None,
+    depth_count: Tensor | None = None,
 ) -> Tensor:
     """``activation(conv2d(input, weight) + bias)`` over the given output and input channels.
 
@@ -435,13 +481,14 @@ def conv2d(
         weight: master ``[out, in / groups, kh, kw]``, or packed ``[1, kh, kw, in, padded out]``; packed
             groups are ``[groups, kh, kw, in / groups, padded out / groups]``, or, where each unit has
             one channel of its own (depthwise, ``groups == n``), ``[1, kh, kw, 1, padded n]``.
-        bias: ``[out]`` beside a master. Beside a packed weight, required: ``[n]``, or a table
-            ``[low_h, high_h, low_w, high_w, n]`` indexed by how many taps the border cuts off at
-            the low and the high end of each dimension (larger numbers take the last row).
+        bias: ``[n]``, or a table ``[low_h, high_h, low_w, high_w, n]`` indexed by how many taps the border
+            cuts off at the low and the high end of each dimension (larger numbers take the last row).
+            Required beside a packed weight; beside a master ``[out]``, or a table without indices and groups.
         stride, padding, dilation: two numbers each, in pixels.
         groups: of the channels and units that are given.
         indices, input_indices, activation, slope, usage: as in :func:`linear`; with groups
             ``input_indices`` belongs to packed depthwise weights only.
+        unit_count, depth_count: as in :func:`linear`, without groups.
 
     Returns:
         ``[batch, n, out_height, out_width]``, channels last.
@@ -470,6 +517,8 @@ def conv2d(
         divide = groups > 0 and units % groups == 0
         expect(divide, op, f"positive groups that divide {units} units", groups)
         expect(groups == 1 or input_indices is None, op, "no input_indices with groups", groups)
+        plain = bias is None or bias.dim() == 1
+        expect(groups == 1 or plain, op, f"a bias [{units}] beside a master with groups", "a table")
         weight, bias = _select(op, weight, bias, indices if groups == 1 else None, input_indices)
     if input_indices is not None and input.shape[1] != weight.shape[1]:
         input = input.index_select(1, input_indices)
@@ -479,6 +528,13 @@ def conv2d(
         f"an input with {weight.shape[1] * groups} (active) channels",
         input.shape[1],
     )
+    expect_count(op, "unit_count", unit_count)
+    expect_count(op, "depth_count", depth_count)
+    counts = unit_count is not None or depth_count is not None
+    expect(groups == 1 or not counts, op, "no counts with groups", groups)
+    wanted, n, k = len(weight), counted(unit_count, len(weight)), counted(depth_count, weight.shape[1])
+    if counts:
+        input, weight, bias = input[:, :k], weight[:n, :k], None if bias is None else bias[..., :n]
     table = bias if bias is not None and bias.dim() == 5 else None
     added = None if table is not None else bias
     dtype = input.dtype
@@ -487,17 +543,18 @@ def conv2d(
     if groups != 1 and indices is not None:
         expect_indices(op, "indices", indices, y.shape[1])
         y = y.index_select(1, indices)
-    _expect_options(op, activation, usage, y.shape[1])
+    _expect_options(op, activation, usage, wanted if counts else y.shape[1])
     if table is not None:
         sizes = zip(input.shape[2:], y.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-        cut = [_taps_cut(*axis) for axis in sizes]
+        cut = [_taps_cut(*axis, device=table.device) for axis in sizes]
         low_h, high_h = (c.clamp(max=table.shape[i] - 1)[:, None] for i, c in enumerate(cut[0]))
         low_w, high_w = (c.clamp(max=table.shape[2 + i] - 1) for i, c in enumerate(cut[1]))
         y = y + table[low_h, high_h, low_w, high_w].permute(2, 0, 1)
     y = activate(y, activation, slope)
     if usage is not None:
-        usage += usage_sums(y, 1)
-    return y.to(dtype).contiguous(memory_format=torch.channels_last)
+        usage[:, : y.shape[1]] += usage_sums(y, 1)
+    y = leave_unwritten(y.to(dtype), wanted, 1) if counts else y.to(dtype)
+    return y.contiguous(memory_format=torch.channels_last)
 
 
 def max_pool2d(

@@ -18,6 +18,7 @@ from dynprune.lowering.ir import (
     Program,
     UsageSite,
 )
+from dynprune.ops.devices import Ready, fetch, upload
 from dynprune.plan.conv2d import conv2d_bias, conv2d_entry
 from dynprune.plan.entries import (
     Conv2dEntry,
@@ -27,8 +28,9 @@ from dynprune.plan.entries import (
     LSTMEntry,
     NormEntry,
     UsageEntry,
+    tensors_of,
 )
-from dynprune.plan.inputs import Inputs, rows_of
+from dynprune.plan.inputs import Inputs, picked, rows_of
 from dynprune.plan.linear import linear_bias, linear_entry
 from dynprune.plan.lstm import lstm_bias, lstm_entry
 from dynprune.plan.plan import Key, Plan
@@ -46,12 +48,23 @@ class PlanBuilder:
         program: of the model.
         products: whether sums of products are wanted at every read point.
         input_major: whether linear layers keep their weight a second time, for few rows.
+        packed: whether weights are laid out for the CPU's kernels, where those take them; else they are
+            compact masters, ``[n, in]`` and ``[n, in, kh, kw]``, as always on a GPU.
     """
 
-    def __init__(self, program: Program, *, products: bool = False, input_major: bool = False) -> None:
+    def __init__(
+        self,
+        program: Program,
+        *,
+        products: bool = False,
+        input_major: bool = False,
+        packed: bool = True,
+    ) -> None:
         self.program = program
         self.products = products
         self.input_major = input_major
+        self.packed = packed
+        self.device = program.device
 
     def build(
         self,
@@ -76,7 +89,9 @@ class PlanBuilder:
                     entry = self._entry(index, active, substitutes, old)
                 entries.append(entry)
                 keys.append(key)
-        return Plan(tuple(entries), dict(active), dict(substitutes), tuple(keys))
+        tensors = [t for entry in entries for t in tensors_of(entry) if t.is_cuda]
+        ready = Ready(tensors) if tensors else None
+        return Plan(tuple(entries), dict(active), dict(substitutes), tuple(keys), ready=ready)
 
     def _input_layout(self, index: int) -> tuple[Layout | None, int | None]:
         site = self.program.sites[index]
@@ -100,16 +115,17 @@ class PlanBuilder:
         for point in (read, *recurrent):
             if point is None:
                 continue
-            inputs = self._inputs(point, active, substitutes)
+            inputs = self.inputs_of(point, active, substitutes)
             pruned = inputs.pruned
             mixing = None if pruned is None or inputs.substitute is None else inputs.substitute.mixing
             weights += [_fingerprint(inputs.active), _fingerprint(mixing)]
             constants.append(_fingerprint(pruned))
         return tuple(weights), tuple(constants)
 
-    def _inputs(
+    def inputs_of(
         self, read: int | None, active: Mapping[str, Tensor], substitutes: Mapping[str, Substitute]
     ) -> Inputs:
+        """What is read at a read point; None: a full-width tensor."""
         if read is None:
             return Inputs()
         point = self.program.reads[read]
@@ -131,7 +147,7 @@ class PlanBuilder:
         """The entry of a site; ``old`` has the same weights, only its bias is to be found anew."""
         site = self.program.sites[index]
         layout, read = self._input_layout(index)
-        inputs = self._inputs(read, active, substitutes)
+        inputs = self.inputs_of(read, active, substitutes)
         common: dict[str, Any] = {"read": self._measured(read), "read_layout": layout}
         if isinstance(site, LayerSite):
             own = active[site.group] if site.group else None
@@ -141,13 +157,13 @@ class PlanBuilder:
                 assert isinstance(old, (LinearEntry, Conv2dEntry))
                 return dataclasses.replace(old, bias=_layer_bias(site, own, inputs))
             kind, slope = site.activation
-            common |= {"activation": kind, "slope": slope, "group": self._usage_name(index, site)}
+            common |= {"activation": kind, "slope": slope, "group": self.usage_name(index, site)}
+            common["packed"] = self.packed
             if isinstance(site.module, nn.Conv2d):
                 return conv2d_entry(site, own, inputs, **common)
             return linear_entry(site, own, inputs, input_major=self.input_major, **common)
         if isinstance(site, LSTMSite):
-            points = site.recurrent or (None,) * len(site.layer.suffixes)
-            steps = [self._inputs(point, active, substitutes) for point in points]
+            steps = self.steps_of(site, active, substitutes)
             if old is not None:
                 assert isinstance(old, LSTMEntry)
                 return dataclasses.replace(old, bias=lstm_bias(site, inputs, steps))
@@ -159,13 +175,26 @@ class PlanBuilder:
         if isinstance(site, ExpandSite):
             substitute = substitutes[self.program.reads[site.read].name]
             mixing = None if substitute.mixing is None or bool(mask.all()) else substitute.mixing[:, chosen]
-            return ExpandEntry(chosen, substitute.constants.clone(), mixing, layout, self._measured(read))
+            return ExpandEntry(
+                upload(chosen, self.device),
+                upload(substitute.constants.clone(), self.device),
+                None if mixing is None else upload(mixing, self.device),
+                layout,
+                self._measured(read),
+            )
         if isinstance(site, NormSite):
             return norm_entry(site, chosen)
         assert isinstance(site, UsageSite)
         return UsageEntry(layout.name, layout)
 
-    def _usage_name(self, index: int, site: LayerSite) -> str | None:
+    def steps_of(
+        self, site: LSTMSite, active: Mapping[str, Tensor], substitutes: Mapping[str, Substitute]
+    ) -> list[Inputs]:
+        """What each direction of an LSTM layer reads of its own last step."""
+        points = site.recurrent or (None,) * len(site.layer.suffixes)
+        return [self.inputs_of(point, active, substitutes) for point in points]
+
+    def usage_name(self, index: int, site: LayerSite) -> str | None:
         """Under which name a layer's epilogue sums its outputs; None: not at all."""
         if site.group is None:
             return None
@@ -186,8 +215,13 @@ def _layer_bias(site: LayerSite, own: Tensor | None, inputs: Inputs) -> Tensor:
 def squared_columns(program: Program, read: int) -> Tensor | None:
     """``||W[:, j]||^2`` of the layer behind a read point, over its dense rows and taps.
 
-    Float64 ``[units * spatial]``, in the order of its weight; None where it is no layer.
+    Float64 ``[units * spatial]`` on the host, in the order of its weight; None where it is no layer.
     """
+    square = _squared_columns(program, read)
+    return None if square is None else fetch(square)
+
+
+def _squared_columns(program: Program, read: int) -> Tensor | None:
     site = program.sites[program.reads[read].consumer]
     if isinstance(site, LayerSite):
         square = site.module.weight.detach().double().square().flatten(1)
@@ -209,9 +243,9 @@ def norm_entry(site: NormSite, chosen: Tensor) -> NormEntry:
     module = site.module
     assert module.running_mean is not None and module.running_var is not None
     return NormEntry(
-        module.running_mean[chosen],
-        module.running_var[chosen],
-        None if module.weight is None else module.weight.detach()[chosen],
-        None if module.bias is None else module.bias.detach()[chosen],
+        picked(module.running_mean, chosen),
+        picked(module.running_var, chosen),
+        None if module.weight is None else picked(module.weight.detach(), chosen),
+        None if module.bias is None else picked(module.bias.detach(), chosen),
         module.eps,
     )

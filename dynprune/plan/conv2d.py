@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,12 +13,27 @@ from dynprune import ops
 from dynprune.lowering.convolution import conv_padding, is_depthwise
 from dynprune.lowering.ir import LayerSite
 from dynprune.ops import reference
+from dynprune.ops.devices import upload
 from dynprune.plan.entries import Conv2dEntry
-from dynprune.plan.inputs import Inputs, picked, pruned_sums, rows_of, runs_native
+from dynprune.plan.inputs import (
+    Inputs,
+    compacted,
+    for_tensor_cores,
+    picked,
+    pruned_sums,
+    rows_of,
+    runs_native,
+    runs_on_gpu,
+)
 
 
-def conv2d_entry(site: LayerSite, active: Tensor | None, inputs: Inputs, **common: Any) -> Conv2dEntry:
-    """The entry of a convolution; ``active`` None computes every unit."""
+def conv2d_entry(
+    site: LayerSite, active: Tensor | None, inputs: Inputs, *, packed: bool = True, **common: Any
+) -> Conv2dEntry:
+    """The entry of a convolution; ``active`` None computes every unit.
+
+    ``packed``: for a CPU's kernels, where they take the weight.
+    """
     module = site.module
     assert isinstance(module, nn.Conv2d)
     weight = site.weight
@@ -25,8 +41,7 @@ def conv2d_entry(site: LayerSite, active: Tensor | None, inputs: Inputs, **commo
     rows, taps = rows_of(active), weight.shape[2] * weight.shape[3]
     padding = conv_padding(module)
     assert padding is not None
-    native = runs_native(weight)
-    pack = ops.pack_conv2d if native else reference.pack_conv2d
+    op, pack = _kernel(weight, packed)
     groups = module.groups
     more: dict[str, Any] = {}
     if groups == 1:
@@ -35,16 +50,19 @@ def conv2d_entry(site: LayerSite, active: Tensor | None, inputs: Inputs, **commo
         pruned, sums = inputs.pruned if weight.dtype == module.weight.dtype else None, None
         if pruned is not None:
             sums = bias.new_empty((site.units if rows is None else len(rows), taps), dtype=torch.float64)
-        packed = pack(inputs.mixed(weight), rows, columns, scale, values=pruned, sums=sums)
-        bias, weight = conv2d_bias(module, scale, bias, rows, inputs, sums), packed
+        laid_out = pack(inputs.mixed(weight), rows, columns, scale, values=pruned, sums=sums)
+        bias, weight = conv2d_bias(module, scale, bias, rows, inputs, sums), laid_out
         depth = module.in_channels if columns is None else len(columns)
     else:
         weight, groups, more = _grouped_weight(site, weight, scale, rows, pack)
         depth = module.weight.shape[1]
-        if rows is not None and "indices" not in more:  # a master weight's bias is full, too
-            bias = bias[rows]
+        if "indices" not in more:  # a master weight's bias is full, too
+            bias = picked(bias, rows)
+        more = {name: upload(rows_of_input, weight.device) for name, rows_of_input in more.items()}
+        if pack is _compact:
+            op = functools.partial(pick_channels, op)
     return Conv2dEntry(
-        op=torch.ops.dynprune.conv2d.default if native else reference.conv2d,
+        op=op,
         weight=weight,
         bias=bias,
         stride=list(module.stride),
@@ -57,6 +75,38 @@ def conv2d_entry(site: LayerSite, active: Tensor | None, inputs: Inputs, **commo
         **more,
         **common,
     )
+
+
+def _kernel(weight: Tensor, packed: bool) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """What computes with this weight, and what packs it."""
+    if weight.is_cuda or not packed:
+        native = runs_on_gpu("conv2d", weight)
+        return torch.ops.dynprune.conv2d.default if native else reference.conv2d, _compact
+    if runs_native(weight):
+        return torch.ops.dynprune.conv2d.default, ops.pack_conv2d
+    return reference.conv2d, reference.pack_conv2d
+
+
+def _compact(
+    weight: Tensor,
+    rows: Tensor | None,
+    columns: Tensor | None,
+    scale: Tensor | None,
+    groups: int = 1,
+    values: Tensor | None = None,
+    sums: Tensor | None = None,
+) -> Tensor:
+    """A compact weight ``[n, in / groups, kh, kw]``; arguments as of ``reference.pack_conv2d``."""
+    if values is not None and sums is not None:
+        sums.copy_(pruned_sums(weight, values, rows))
+    return for_tensor_cores(compacted(weight, scale, rows, columns))
+
+
+def pick_channels(
+    op: Callable[..., Tensor], x: Tensor, *args: Any, input_indices: Tensor | None, **options: Any
+) -> Tensor:
+    """A convolution in groups of the channels ``input_indices``, which it does not pick by itself here."""
+    return op(x if input_indices is None else x.index_select(1, input_indices), *args, **options)
 
 
 def _grouped_weight(
@@ -101,6 +151,7 @@ def conv2d_bias(
     if scale is not None:
         sums = sums * picked(scale, rows).double()[:, None]
     masks = border_masks(weight.shape[2:], tuple(conv_padding(module) or (0, 0)), module.dilation)
+    masks = upload(masks, weight.device)
     table = (masks.flatten(1).t() @ sums.t() + bias.double()).to(bias.dtype)
     return table.view(*masks.shape[1:], -1) if masks.dim() > 2 else table[0]
 

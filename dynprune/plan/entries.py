@@ -97,7 +97,7 @@ class LinearEntry:
             if record.want_reads:
                 read(record, self.read, x, self.read_layout)
             if record.want_usage:
-                options["usage"] = record.usage_of(self.group, self.bias.shape[0])
+                options["usage"] = record.usage_of(self.group, self.bias)
             if record.input_threshold > 0:
                 options["input_threshold"] = record.input_threshold
             rows = x.shape[:-1].numel()
@@ -134,7 +134,7 @@ class Conv2dEntry:
         usage = None
         if record is not None:
             read(record, self.read, x, self.read_layout)
-            usage = record.usage_of(self.group, self.bias.shape[-1])
+            usage = record.usage_of(self.group, self.bias)
         y = self.op(
             x.unsqueeze(2) if self.sequence else x,
             self.weight,
@@ -316,6 +316,17 @@ def expand(
         memory = torch.channels_last if image else torch.contiguous_format
         x = full.contiguous(memory_format=memory).index_copy(dim, index, x)
     return x.flatten(1) if layout.spatial > 1 else x
+
+
+def tensors_of(part: Any) -> list[Tensor]:
+    """The tensors that an entry, or a part of one, holds."""
+    if isinstance(part, Tensor):
+        return [part]
+    if isinstance(part, (list, tuple)):
+        return [t for each in part for t in tensors_of(each)]
+    if not dataclasses.is_dataclass(part):
+        return []
+    return [t for field in dataclasses.fields(part) for t in tensors_of(getattr(part, field.name))]
 
 
 Entry = LinearEntry | Conv2dEntry | LSTMEntry | NormEntry | UsageEntry | ExpandEntry

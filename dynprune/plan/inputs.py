@@ -6,10 +6,12 @@ import dataclasses
 import functools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dynprune import ops
 from dynprune.ops import reference
+from dynprune.ops.devices import upload
 from dynprune.ops.reference import wide
 from dynprune.plan.substitute import Substitute
 
@@ -44,8 +46,9 @@ class Inputs:
         gone, kept = (~self.active).nonzero().flatten(), self.active.nonzero().flatten()
         by_unit = weight.reshape(weight.shape[0], len(self.active), -1)  # pixels or taps last
         by_unit = wide(by_unit)
-        shares = mixing[gone[:, None], kept].to(by_unit.dtype)
-        added = torch.einsum("npt,pa->nat", by_unit[:, gone], shares)
+        shares = upload(mixing[gone[:, None], kept].to(by_unit.dtype), weight.device)
+        gone, kept = upload(gone, weight.device), upload(kept, weight.device)
+        added = torch.einsum("npt,pa->nat", by_unit.index_select(1, gone), shares)
         return by_unit.index_add(1, kept, added).view_as(weight).to(weight.dtype)
 
     def columns(self) -> Tensor | None:
@@ -60,14 +63,15 @@ class Inputs:
 
 
 def picked(values: Tensor, rows: Tensor | None) -> Tensor:
-    """The ``rows`` of ``values``; None: all of them."""
-    return values if rows is None else values.index_select(0, rows)
+    """The ``rows`` (of the host) of ``values``; None: all of them."""
+    return values if rows is None else values.index_select(0, upload(rows, values.device))
 
 
 def pruned_sums(weight: Tensor, pruned: Tensor, rows: Tensor | None) -> Tensor:
     """What ``pruned`` ``[in]`` add to each row of ``weight`` ``[out, in, kh, kw]``, as packing finds it."""
-    add_up = ops.tap_sums if weight.dtype == torch.float32 else reference.tap_sums
-    return add_up(weight, pruned, rows)
+    if weight.dtype == torch.float32 and weight.device.type == "cpu":
+        return ops.tap_sums(weight, pruned, rows)
+    return reference.tap_sums(picked(weight, rows), upload(pruned, weight.device))
 
 
 def rows_of(active: Tensor | None) -> Tensor | None:
@@ -78,5 +82,38 @@ def rows_of(active: Tensor | None) -> Tensor | None:
 
 
 def runs_native(weight: Tensor) -> bool:
-    """Whether a compiled kernel of a linear layer or a convolution takes this weight."""
-    return ops.native is not None and weight.dtype in (torch.float32, torch.bfloat16)
+    """Whether a compiled kernel of a linear layer or a convolution takes this weight on the CPU."""
+    return (
+        ops.native is not None
+        and weight.device.type == "cpu"
+        and weight.dtype in (torch.float32, torch.bfloat16)
+    )
+
+
+def runs_on_gpu(op: str, weight: Tensor) -> bool:
+    """Whether an op has a kernel, compiled or Triton's, for this weight on its GPU."""
+    return weight.is_cuda and op in ops.on_cuda and weight.dtype in ops.GPU_DTYPES
+
+
+def compacted(
+    weight: Tensor, scale: Tensor | None, rows: Tensor | None, columns: Tensor | None = None
+) -> Tensor:
+    """Rows and columns of a weight ``[out, in, ...]``, scaled; None: all of them, or by one."""
+    if scale is not None:
+        weight = (weight * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
+    weight = picked(weight, rows)
+    if columns is not None:
+        weight = weight.index_select(1, upload(columns, weight.device))
+    return weight
+
+
+def for_tensor_cores(weight: Tensor) -> Tensor:
+    """``[out, in]`` or ``[out, in, kh, kw]`` with inputs side by side, those of each unit and tap beginning
+    at a multiple of 16 bytes: so the kernels on a GPU copy them without looking at single numbers."""
+    inputs = weight.shape[1]
+    if inputs == 1:  # depthwise: plain sums of taps
+        return weight.contiguous()
+    by_input = weight if weight.dim() == 2 else weight.permute(0, 2, 3, 1)
+    padded = F.pad(by_input, (0, -inputs % (16 // weight.element_size()))).contiguous()
+    aligned = padded[..., :inputs]
+    return aligned if weight.dim() == 2 else aligned.permute(0, 3, 1, 2)

@@ -12,43 +12,60 @@ from dynprune import ops
 from dynprune.lowering.ir import LayerSite
 from dynprune.ops import reference
 from dynprune.plan.entries import LinearEntry
-from dynprune.plan.inputs import Inputs, picked, pruned_sums, rows_of, runs_native
+from dynprune.plan.inputs import (
+    Inputs,
+    compacted,
+    for_tensor_cores,
+    picked,
+    pruned_sums,
+    rows_of,
+    runs_native,
+    runs_on_gpu,
+)
 
 # A smaller weight lies in the cache, where reading it straight through costs little.
 _INPUT_MAJOR_WEIGHTS = 65_536
 
 
 def linear_entry(
-    site: LayerSite, active: Tensor | None, inputs: Inputs, *, input_major: bool = False, **common: Any
+    site: LayerSite,
+    active: Tensor | None,
+    inputs: Inputs,
+    *,
+    input_major: bool = False,
+    packed: bool = True,
+    **common: Any,
 ) -> LinearEntry:
     """The entry of a linear layer; ``active`` None computes every unit.
 
-    ``input_major`` keeps the weight a second time, for few rows; see :class:`~dynprune.config.Config`.
+    ``packed``: for a CPU's kernels, where they take the weight. ``input_major`` keeps that a second time, for
+    few rows; see :class:`~dynprune.config.Config`.
     """
     weight = site.weight
     scale, bias = site.fold()
     rows, columns = rows_of(active), inputs.columns()
     op: Callable[..., Tensor]
-    if runs_native(weight):
+    if packed and runs_native(weight):
         op = torch.ops.dynprune.linear.default
         pruned, sums = inputs.pruned, None
         if pruned is not None:
             units = len(weight) if rows is None else len(rows)
             sums = bias.new_empty((units, weight.shape[1] // len(pruned)), dtype=torch.float64)
-        packed = ops.pack_linear(inputs.mixed(weight), rows, columns, scale, pruned, sums)
+        laid_out = ops.pack_linear(inputs.mixed(weight), rows, columns, scale, pruned, sums)
         bias = linear_bias(weight, scale, bias, rows, inputs, sums)
-        large = weight.dtype == torch.float32 and packed.numel() >= _INPUT_MAJOR_WEIGHTS
+        large = weight.dtype == torch.float32 and laid_out.numel() >= _INPUT_MAJOR_WEIGHTS
     else:
-        op = reference.linear
-        packed = _compact(inputs.mixed(weight), scale, rows, columns)
+        laid_out = compacted(inputs.mixed(weight), scale, rows, columns)
         bias = linear_bias(weight, scale, bias, rows, inputs)
-        large = False
+        large, op = False, reference.linear
+        if runs_on_gpu("linear", weight):
+            laid_out, op = for_tensor_cores(laid_out), torch.ops.dynprune.linear.default
     units, depth = len(bias), weight.shape[1] if columns is None else len(columns)
     return LinearEntry(
         op=op,
-        weight=packed,
+        weight=laid_out,
         bias=bias,
-        input_major=ops.pack_input_major(packed) if input_major and large else None,
+        input_major=ops.pack_input_major(laid_out) if input_major and large else None,
         macs=units * depth,
         dense_operations=weight.shape[0] * weight.shape[1],
         **common,
@@ -77,11 +94,3 @@ def linear_bias(
     if scale is not None:
         taken = taken * picked(scale, rows)
     return (bias + taken).to(bias.dtype)
-
-
-def _compact(weight: Tensor, scale: Tensor | None, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-    if scale is not None:
-        weight = (weight * scale[:, None]).to(weight.dtype)
-    if rows is not None:
-        weight = weight.index_select(0, rows)
-    return weight if columns is None else weight.index_select(1, columns)

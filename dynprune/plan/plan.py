@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping
 
 from torch import Tensor
 
+from dynprune.ops.devices import Ready
 from dynprune.plan.entries import Entry
 from dynprune.plan.substitute import Substitute
 
@@ -24,6 +25,7 @@ class Plan:
         substitutes: read point -> what stands in for pruned units there.
         keys: of each entry; one is shared with the next plan where it agrees.
         serial: counts publications.
+        ready: on a GPU, to be joined by each stream that reads the entries.
     """
 
     entries: tuple[Entry, ...]
@@ -31,6 +33,7 @@ class Plan:
     substitutes: Mapping[str, Substitute]
     keys: tuple[Key, ...]
     serial: int = 0
+    ready: Ready | None = None
 
     @property
     def dense(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,18 +50,29 @@ class Record:
         self.operations = 0
         self.dense_operations = 0
 
-    def usage_of(self, group: str | None, active: int) -> Tensor | None:
-        """The buffer for a kernel to add to, if the usage of this group is wanted."""
+    def usage_of(self, group: str | None, bias: Tensor) -> Tensor | None:
+        """The buffer for a kernel to add to, if the usage of this group is wanted: of the units of a layer's
+        ``bias`` ``[..., active]``."""
         if not self.want_usage or group is None:
             return None
         if group not in self.usage:
-            self.usage[group] = torch.zeros(USAGE_ROWS, active, dtype=torch.float64)
+            self.usage[group] = bias.new_zeros((USAGE_ROWS, bias.shape[-1]), dtype=torch.float64)
         return self.usage[group]
 
     def expect(self, group: str | None, positions: int) -> None:
         """A layer of ``group`` computed so many activations of each unit."""
         if group is not None and self.want_usage:
             self.expected[group] = self.expected.get(group, 0) + positions
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """All tensors, in plain structures."""
+        return {name: getattr(self, name) for name in ("usage", "read_usage", "reads", "products")}
+
+    def adopt(self, measured: dict[str, Any]) -> None:
+        """Take such structures in place of those that are there."""
+        for name, values in measured.items():
+            setattr(self, name, values)
 
     def forget(self) -> None:
         """Drop what was measured and keep the operations."""

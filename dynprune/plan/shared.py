@@ -97,10 +97,8 @@ def _lstm(
     ways = len(layer.suffixes)
     y, *states = run_lstm(layer.lstm, x, lengths, hidden, cell)
     if usage is not None:
-        seen = y
-        if lengths is not None:
-            steps = torch.arange(x.shape[1 if batch_first else 0])
-            inside = steps < lengths[:, None]
-            seen = y[inside if batch_first else inside.T]
-        usage += reference.usage_sums(seen, -1)
+        sums = reference.usage_sums(y, -1)
+        if lengths is not None:  # padding is zeros, which only count
+            sums[3] -= x.shape[0] * x.shape[1] - int(lengths.sum())
+        usage += sums
     return y, torch.cat(states[:ways], 1), torch.cat(states[ways:], 1)

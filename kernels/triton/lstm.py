@@ -17,6 +17,8 @@ def lstm_kernel(
     bias_reverse,
     first,  # [batch, 4 * total], added at the first step; None: nothing
     lengths,  # int64 [batch]; None: all steps
+    count_forward,  # int32 [1] of each direction: how many of its units there are; None: all
+    count_reverse,
     h,  # [2, batch, total]: the initial states in the first half; the other is for every other step
     c,  # float32 [batch, total]: the initial states, in the end the last ones
     y,  # outputs, element (t, row, u) at t * y_time + row * y_batch + u
@@ -42,6 +44,9 @@ def lstm_kernel(
     if reverse:
         w, bias, units, offset = w_reverse, bias_reverse, units_reverse, units_forward
         column = tl.cdiv(units_forward, 16) * 64
+    there_are = units
+    if count_forward is not None:
+        there_are = tl.load(count_reverse) if reverse else tl.load(count_forward)
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_there = r < batch
     length = tl.where(row_there, steps, 0)
@@ -53,9 +58,9 @@ def lstm_kernel(
         t = tl.where(reverse, length - 1 - step, step).to(tl.int64)
         now, then = h + (step % 2) * batch * total + offset, h + ((step + 1) % 2) * batch * total + offset
         bias_at = bias + tl.where(step == 0, 0, 4 * units)
-        for begin in range(0, units, UNITS):
+        for begin in range(0, there_are, UNITS):
             u = begin + tl.arange(0, UNITS)
-            unit_there = u < units
+            unit_there = u < there_are
             there = on[:, None] & unit_there[None, :]
             panel = u // 16
             in_at = (
@@ -68,9 +73,9 @@ def lstm_kernel(
             f = tl.load(in_at + 16, mask=there, other=0.0)
             g = tl.load(in_at + 32, mask=there, other=0.0)
             o = tl.load(in_at + 48, mask=there, other=0.0)
-            for k in range(0, units, DEPTH):
+            for k in range(0, there_are, DEPTH):
                 d = k + tl.arange(0, DEPTH)
-                d_there = d < units
+                d_there = d < there_are
                 a = tl.load(
                     now + r[:, None] * total + d[None, :],
                     mask=row_there[:, None] & d_there[None, :],

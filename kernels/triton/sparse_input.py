@@ -9,33 +9,41 @@ from .epilogue import activate, add_usage
 @triton.jit
 def sparse_input_kernel(
     x,  # [rows, depth] of any strides
-    w,  # packed: panels of 64 units, each [depth, width]; an input's weights in a panel lie side by side
+    w,  # element (k, u) at k * w_input + u * w_unit; fast where an input's weights lie side by side
     bias,  # [units]
     y,  # [rows, units]
     usage,  # float64 [4, usage_row], added to; None: not wanted
     rows,
     units,
-    padded,  # units rounded up to 8, the sum of the panels' widths
     depth,
+    unit_count,  # int32 [1]: how many of `units` there are; None: all
+    depth_count,  # int32 [1]: how many of `depth` there are; None: all
     x_row,
     x_column,
+    w_input,
+    w_unit,
+    y_row,
     usage_row,
     threshold,
     slope,
     KIND: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
-    UNITS: tl.constexpr,  # divides 64
+    UNITS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
     """A program computes UNITS units; a load whose mask is false reads no memory."""
-    r = tl.arange(0, ROWS)
+    if unit_count is not None:
+        units = tl.load(unit_count)
+    if depth_count is not None:
+        depth = tl.load(depth_count)
     begin = tl.program_id(0) * UNITS
+    if begin >= units:
+        return
+    r = tl.arange(0, ROWS)
     u = begin + tl.arange(0, UNITS)
-    panel = begin // 64
-    width = tl.minimum(64, padded - panel * 64)
     row_there, unit_there = r < rows, u < units
-    w_at = w + panel.to(tl.int64) * 64 * depth + (u - panel * 64)[None, :]
+    w_at = w + u.to(tl.int64)[None, :] * w_unit
     sums = tl.zeros((ROWS, UNITS), dtype=tl.float32)
     for k in range(0, depth, DEPTH):
         d = k + tl.arange(0, DEPTH)
@@ -49,7 +57,7 @@ def sparse_input_kernel(
         needed = needed & (d < depth)
         a = tl.where(needed[None, :], a, tl.zeros_like(a))
         b = tl.load(
-            w_at + d.to(tl.int64)[:, None] * width, mask=needed[:, None] & unit_there[None, :], other=0.0
+            w_at + d.to(tl.int64)[:, None] * w_input, mask=needed[:, None] & unit_there[None, :], other=0.0
         )
         sums = tl.dot(a, b, sums, input_precision=PRECISION)
     sums += tl.load(bias + u, mask=unit_there, other=0.0).to(tl.float32)[None, :]
@@ -57,4 +65,4 @@ def sparse_input_kernel(
     there = row_there[:, None] & unit_there[None, :]
     if usage is not None:
         add_usage(usage, usage_row, u, out, there, unit_there)
-    tl.store(y + r[:, None] * units + u[None, :], out.to(y.dtype.element_ty), mask=there)
+    tl.store(y + r[:, None] * y_row + u[None, :], out.to(y.dtype.element_ty), mask=there)

@@ -16,16 +16,22 @@ from tests.ops.tolerance import assert_close
 LSTM = torch.ops.dynprune.lstm
 
 
-def operands(depth: int, units: list[int], seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
-    """Packed weights and biases of each direction, float32."""
+def gates_of(depth: int, units: list[int], seed: int = 0) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+    """Weights of input and states, and biases, of each direction, float32."""
     g = torch.Generator().manual_seed(seed)
     weights, biases = [], []
     for n in units:
         scale = max(1, depth + n) ** -0.5
         w_ih, w_hh = torch.randn(4 * n, depth, generator=g), torch.randn(4 * n, n, generator=g)
-        weights.append(ops.pack_lstm(w_ih * scale, w_hh * scale))
+        weights.append((w_ih * scale, w_hh * scale))
         biases.append(torch.randn(2, 4, n, generator=g))
     return weights, biases
+
+
+def operands(depth: int, units: list[int], seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
+    """Packed weights and biases of each direction, float32."""
+    weights, biases = gates_of(depth, units, seed)
+    return [ops.pack_lstm(*pair) for pair in weights], biases
 
 
 def compare(x: Tensor, weights: list[Tensor], biases: list[Tensor], **options: Any) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from dynprune import ops
 from dynprune.ops import lstm_reference, reference
+from dynprune.plan.lstm import packed_gates
 from tests.ops.cases import ACTIVE, CONV2D, LINEAR, ActiveCase, ConvCase, LinearCase, names, seeded
-from tests.ops.test_lstm import operands
+from tests.ops.test_lstm import gates_of
 from tests.ops.tolerance import assert_close, assert_usage_close
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -86,13 +87,16 @@ def test_conv2d(case: ConvCase, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("batch", "units"), [(3, [17]), (70, [16, 33]), (64, [128, 128])], ids=str)
 def test_lstm(batch: int, units: list[int], dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(0)
-    weights, biases = operands(9, units)
+    gates, biases = gates_of(9, units)
+    weights = [ops.pack_lstm(*pair) for pair in gates]
     total, lengths = sum(units), torch.randint(0, 12, (batch,), generator=g)
     x = torch.randn(11, batch, 9, generator=g).to(dtype)
+    gates = [tuple(w.to(dtype) for w in pair) for pair in gates]
     weights = [w.to(dtype) for w in weights]
     states = {n: torch.randn(batch, total, generator=g).to(dtype) for n in ("hidden", "cell")}
     got = torch.ops.dynprune.lstm(
-        x.cuda(), [w.cuda() for w in weights], [b.cuda() for b in biases], lengths,
+        x.cuda(), [packed_gates(*(w.cuda() for w in pair)) for pair in gates],
+        [b.cuda() for b in biases], lengths.cuda(),
         **{n: s.cuda() for n, s in states.items()},
     )  # fmt: skip
     expected = lstm_reference.lstm(
@@ -107,8 +111,8 @@ def test_lstm(batch: int, units: list[int], dtype: torch.dtype) -> None:
 def test_sparse_input(rows: int) -> None:
     x, weight, bias = LinearCase("sparse", (rows, 300), 130).tensors()
     x = torch.relu(x)
-    packed = ops.pack_linear(weight)
-    actual = torch.ops.dynprune.sparse_input_linear(x.cuda(), packed.cuda(), bias.cuda())
+    packed = reference.pack_plain(weight).cuda()
+    actual = torch.ops.dynprune.sparse_input_linear(x.cuda(), packed, bias.cuda())
     assert_close(actual.cpu(), reference.linear(x.double(), weight.double(), bias.double()))
 
 

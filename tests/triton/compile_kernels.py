@@ -30,6 +30,7 @@ POINTERS = {
     "bias": "fp32", "bias_forward": "fp32", "bias_reverse": "fp32", "product": "fp32", "c": "fp32",
     "usage": "fp64", "indices": "i64", "input_indices": "i64", "lengths": "i64", "rows:list": "i64",
     "columns": "i64", "unit_count": "i32", "depth_count": "i32",
+    "count_forward": "i32", "count_reverse": "i32",
 }  # fmt: skip
 OPERANDS = {"x", "w", "y", "a", "h", "last", "first", "w_forward", "w_reverse", "master", "compact"}
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
@@ -63,8 +64,8 @@ def variants() -> Iterator[tuple[str, Any, str, dict[str, Any], dict[str, int]]]
         sizes = {"ROWS": 16, "UNITS": 32, "DEPTH": 32, "PRECISION": "ieee"}
         if dtype != "fp16":
             yield "lstm", lstm_kernel, dtype, sizes, {"num_stages": 2}
-        if dtype != "bf16":
-            yield "sparse_input", sparse_input_kernel, dtype, sizes | {"KIND": "relu", "x_column": 1}, {}
+        rows_in_runs = {"KIND": "relu", "x_column": 1, "w_unit": 1}
+        yield "sparse_input", sparse_input_kernel, dtype, sizes | rows_in_runs, {}
     usage, gather = {"ROWS": 128, "UNITS": 32}, {"ROWS": 32, "COLUMNS": 32}
     yield "usage", usage_kernel, "fp32", usage, {}
     yield "gather", gather_kernel, "fp32", gather | {"taps": 1}, {}

@@ -28,7 +28,7 @@ def linear(
 ) -> Tensor:
     """As :func:`dynprune.ops.reference.linear`.
 
-    A packed weight is unpacked at each call: plans on a GPU hold compact weights ``[n, in]``.
+    Plans on a GPU hold compact weights ``[n, in]``; a packed one is a plain tensor there.
 
     Args:
         input, weight, bias, indices, input_indices, activation, slope, usage: as there; index lists on the
@@ -52,7 +52,7 @@ def linear(
         expect(units == weight.shape[2], op, expected, got)
         assert bias is not None
         expect(indices is None, op, "no indices beside a packed weight", "indices")
-        weight = reference.unpack_panels(weight, len(bias), weight.shape[1])
+        weight = weight[0, :, : len(bias)].t()
         if input_indices is not None:
             common.expect_list(op, "input_indices", input_indices, input)
             if input.shape[-1] != weight.shape[1]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from dynprune.kernels_triton.lstm import PANEL, lstm_kernel
 from dynprune.kernels_triton.usage import usage_kernel
 from dynprune.ops.lstm_reference import LSTM_UNITS
-from dynprune.ops.reference import expect
+from dynprune.ops.reference import expect, expect_count
 from dynprune.ops.triton import common
 
 _ROWS, _UNITS, _DEPTH = 16, 32, 32  # of a tile; tensor cores take no fewer rows
@@ -28,11 +28,14 @@ def lstm(
     batch_first: bool = False,
     first: Tensor | None = None,
     usage: Tensor | None = None,
+    unit_counts: Tensor | None = None,
+    depth_count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`dynprune.ops.lstm_reference.lstm`, also in float16 and bfloat16.
 
-    The input's products are one matrix product of PyTorch's; all steps are one launch. ``lengths`` on the CPU
-    are checked and copied to the device; those on the device are taken as they are.
+    The input's products are one matrix product of PyTorch's, which takes no ``depth_count``: what lies
+    behind counts as zero. All steps are one launch. ``lengths`` on the CPU are checked and copied to the
+    device; those on the device are taken as they are.
 
     Raises:
         ValueError: a shape, dtype or device is not as there.
@@ -64,6 +67,8 @@ def lstm(
         fits = state is None or state.shape == (batch, columns)
         expect(fits, op, f"{'' if name == 'first' else 'a '}{name} [{batch}, {columns}]", got)
     common.expect_options(op, "none", usage, total)
+    expect_count(op, "unit_counts", unit_counts, len(weight))
+    expect_count(op, "depth_count", depth_count)
 
     h = input.new_zeros((2, batch, total))
     if hidden is not None:
@@ -76,12 +81,17 @@ def lstm(
     by_time = y.transpose(0, 1) if batch_first else y
     if y.numel():
         into = torch.cat([w[:, :depth].transpose(0, 1).flatten(1) for w in weight], 1)
+        if depth_count is not None:
+            x = torch.where(torch.arange(depth, device=x.device) < depth_count, x, 0.0)
         product = torch.matmul(x, into).float()
         reverse = 1 if len(weight) == 2 else 0
         with common.on(input):
             lstm_kernel[(triton.cdiv(batch, _ROWS), len(weight))](
                 product, weight[0], weight[reverse], bias[0], bias[reverse],
-                None if first is None else first.contiguous(), on_device, h, c, by_time, last,
+                None if first is None else first.contiguous(), on_device,
+                None if unit_counts is None else unit_counts[:1],
+                None if unit_counts is None else unit_counts[reverse:],
+                h, c, by_time, last,
                 steps, batch, depth, total, sizes[0], sizes[reverse],
                 product.stride(0), product.stride(1), by_time.stride(0), by_time.stride(1),
                 PRECISION=common.precision(), ROWS=_ROWS, UNITS=_UNITS, DEPTH=_DEPTH, num_stages=2,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 from torch import Tensor
 
 from dynprune.kernels_triton.sparse_input import sparse_input_kernel
-from dynprune.ops import reference
 from dynprune.ops.reference import SPARSE_ROWS, expect, padded_units
 from dynprune.ops.triton import common
 
@@ -23,10 +21,10 @@ def sparse_input_linear(
     activation: str = "none",
     slope: float = 0.01,
     usage: Tensor | None = None,
+    unit_count: Tensor | None = None,
+    depth_count: Tensor | None = None,
 ) -> Tensor:
-    """As :func:`dynprune.ops.reference.sparse_input_linear`.
-
-    Packed bfloat16 weights have two inputs side by side, which the kernel does not read: they take plain ops.
+    """As :func:`dynprune.ops.reference.sparse_input_linear`; on a GPU a packed weight is a plain tensor.
 
     Raises:
         ValueError: a shape, dtype, device or value is not as there.
@@ -42,20 +40,16 @@ def sparse_input_linear(
     rows, depth = input.shape
     units = len(bias)
     packed = [1, depth, padded_units(units)]
-    expect(list(weight.shape) == packed, op, f"a contiguous packed weight {packed}", list(weight.shape))
+    expect(list(weight.shape) == packed, op, f"a packed weight {packed}", list(weight.shape))
     expect(threshold >= 0, op, "a threshold of at least 0", threshold)
     common.expect_operands(op, input, weight, bias)
     common.expect_options(op, activation, usage, units)
-    if input.dtype == torch.bfloat16:
-        return reference.sparse_input_linear(
-            input, weight, bias, threshold=threshold, activation=activation, slope=slope, usage=usage
-        )
     y = input.new_empty((rows, units))
     if y.numel():
         with common.on(input):
             sparse_input_kernel[(triton.cdiv(units, _UNITS),)](
-                input, weight, bias, y, usage, rows, units, packed[2], depth, *input.stride(),
-                common.usage_row(usage), threshold, slope,
+                input, weight, bias, y, usage, rows, units, depth, unit_count, depth_count,
+                *input.stride(), *weight.stride()[1:], units, common.usage_row(usage), threshold, slope,
                 KIND=activation, PRECISION=common.precision(), ROWS=_ROWS, UNITS=_UNITS, DEPTH=_DEPTH,
             )  # fmt: skip
     return y

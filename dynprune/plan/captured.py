@@ -1,0 +1,447 @@
+"""A plan on buffers that stay where they are: a captured graph runs on it, and goes on when units flip.
+
+Every tensor has room for all units, the active ones first; how many those are stands in device memory, where
+the kernels read it. What lies behind them is whatever was there, also NaN: no kernel reads it, and where a
+reader cannot go by one number of inputs, it is taken for zero.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynprune.lowering.convolution import conv_padding, is_depthwise
+from dynprune.lowering.ir import ExpandSite, LayerSite, Layout, LSTMSite, NormSite, Site
+from dynprune.ops import lstm_reference, reference
+from dynprune.ops.devices import upload
+from dynprune.plan.build import PlanBuilder
+from dynprune.plan.conv2d import border_masks
+from dynprune.plan.entries import (
+    Conv2dEntry,
+    Entry,
+    ExpandEntry,
+    LinearEntry,
+    LSTMEntry,
+    NormEntry,
+    UsageEntry,
+)
+from dynprune.plan.lstm import compact_gates, packed_gates, starts_with
+from dynprune.plan.plan import Plan
+from dynprune.plan.record import Record
+from dynprune.plan.slots import Counts, Slots, first_active, put, rounded_up
+
+Load = Callable[[Any, Plan], None]  # writes an entry of a plan into the buffers
+
+
+class CapturedEntry:
+    """An entry on buffers of full capacity.
+
+    Args:
+        run: the entry, on the buffers.
+        load: writes another choice into them.
+        slots: of an input of several groups, which no one count describes; what is not there counts as zero.
+    """
+
+    def __init__(self, run: Any, load: Load, slots: Slots | None = None, like: Tensor | None = None) -> None:
+        self.run = run
+        self.load = load
+        self.slots = slots
+        self.there: Tensor | None = None
+        if slots is not None and like is not None:
+            self.there = like.new_zeros(slots.width, dtype=torch.bool)
+        self.positions = 0  # activations of a unit in the forward that ran last
+
+    def __call__(self, x: Tensor, record: Record | None, *more: Tensor | None) -> Any:
+        """Run on ``x``."""
+        if self.slots is not None and self.there is not None:
+            x = _only(x, self.there, self.slots.layout)
+        before = 0 if record is None else record.dense_operations
+        y = self.run(x, record, *more)
+        own = getattr(self.run, "dense_operations", 0)
+        if record is not None and own:
+            self.positions = (record.dense_operations - before) // own
+        return y
+
+    def reload(self, entry: Entry, plan: Plan) -> None:
+        """Write ``entry`` of ``plan`` into the buffers."""
+        if self.slots is not None and self.there is not None:
+            self.there.copy_(upload(self.slots.occupied(plan.active), self.there.device))
+        self.load(entry, plan)
+
+
+def _only(x: Tensor, there: Tensor, layout: Layout) -> Tensor:
+    if layout.spatial > 1:
+        return torch.where(there, x.view(x.shape[0], layout.spatial, -1), 0.0).flatten(1)
+    view = [1] * x.dim()
+    view[layout.dim] = len(there)
+    return torch.where(there.view(view), x, 0.0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CapturedExpand:
+    """A compact tensor of full capacity to full width, stand-ins at the pruned units, in PyTorch's order."""
+
+    place: Tensor  # int64 [units]: where each lies, if it is active
+    active: Tensor  # bool [units]
+    constants: Tensor  # [units]
+    mixing: Tensor | None  # [units, width]
+    there: Tensor  # bool [width]
+    layout: Layout
+
+    def __call__(self, x: Tensor, record: Record | None) -> Tensor:
+        """Run on ``x``."""
+        dim, spatial = self.layout.dim, self.layout.spatial
+        if spatial > 1:
+            x, dim = x.view(x.shape[0], spatial, -1).transpose(1, 2), 1
+        view = [1] * x.dim()
+        view[dim] = -1
+        full = self.constants.to(x.dtype).view(view)
+        if self.mixing is not None:
+            known = torch.where(self.there.view(view), x, 0.0)
+            full = full + (known.movedim(dim, -1) @ self.mixing.to(x.dtype).T).movedim(-1, dim)
+        y = torch.where(self.active.view(view), x.index_select(dim, self.place), full)
+        if y.dim() == 4:
+            y = y.contiguous(memory_format=torch.channels_last)
+        return y.flatten(1) if spatial > 1 else y
+
+
+class CapturedPlan:
+    """The entries of a program on buffers of full capacity; for the program it is a plan like others.
+
+    Args:
+        builder: of the program's plans.
+        plan: whose choice is loaded first.
+    """
+
+    ready = None
+
+    def __init__(self, builder: PlanBuilder, plan: Plan) -> None:
+        self.program = builder.program
+        self._device = builder.device
+        self._compact = PlanBuilder(self.program, packed=False)
+        self._mixes = builder.products
+        self._loaded: Plan | None = None
+        first = self._plain(plan)
+        like = next((e.bias for e in first.entries if isinstance(e, (LinearEntry, Conv2dEntry))), None)
+        self._like = torch.zeros(0, device=self._device) if like is None else like
+        self.counts = Counts(self.program.groups, self._like)
+        sites = zip(self.program.sites, first.entries, strict=True)
+        self.entries = tuple(self._entry(index, site, entry) for index, (site, entry) in enumerate(sites))
+        self.load(plan)
+
+    def load(self, plan: Plan, *, anew: bool = False) -> None:
+        """Write another choice into the buffers, in the order of the current stream; nothing waits.
+
+        ``anew``: the model's weights have changed.
+        """
+        if plan.ready is not None:
+            plan.ready.join()
+        if anew:
+            self._loaded = None
+        plain, before = self._plain(plan), self._loaded
+        with torch.inference_mode(False), torch.no_grad():
+            for index, (captured, entry) in enumerate(zip(self.entries, plain.entries, strict=True)):
+                if before is None or before.entries[index] is not entry:
+                    captured.reload(entry, plain)
+            self.counts.load(plan.active)
+        self._loaded = plain
+
+    def _plain(self, plan: Plan) -> Plan:
+        """The plan on compact masters, which it has on a GPU already."""
+        if self._device.type == "cuda":
+            return plan
+        return self._compact.build(plan.active, plan.substitutes, self._loaded)
+
+    def operations(self, plan: Plan) -> tuple[int, int]:
+        """Multiply-adds of the forward that was captured: under ``plan``, and dense."""
+        taken = dense = 0
+        for captured, entry in zip(self.entries, plan.entries, strict=True):
+            if isinstance(entry, (LinearEntry, Conv2dEntry, LSTMEntry)):
+                taken += captured.positions * entry.macs
+                dense += captured.positions * entry.dense_operations
+        return taken, dense
+
+    def usage(self, usage: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+        """Usage ``[4, capacity]`` as kernels summed it, of the active units ``[4, active]`` alone."""
+        found = {}
+        for name, layout in self._summed():
+            if name in usage:
+                places = Slots(layout, self.program.groups).places(plan.active)
+                found[name] = usage[name].index_select(1, upload(places, self._device))
+        return found
+
+    def _summed(self) -> list[tuple[str, Layout]]:
+        """Under which names usage is summed, and how the units lie in it."""
+        result: list[tuple[str, Layout]] = []
+        for index, site in enumerate(self.program.sites):
+            if isinstance(site, LayerSite) and site.group is not None:
+                name = self._compact.usage_name(index, site)
+                if name is not None:
+                    result.append((name, site.follows or Layout((site.group,), 1)))
+            elif isinstance(site, LSTMSite):
+                result += [(name, Layout((name,), 1)) for name in site.groups]
+        return result
+
+    # Entries --------------------------------------------------------------------------------------
+
+    def _entry(self, index: int, site: Site, entry: Entry) -> CapturedEntry:
+        with torch.inference_mode(False), torch.no_grad():
+            if isinstance(entry, LinearEntry) and isinstance(site, LayerSite):
+                return self._linear(site, entry)
+            if isinstance(entry, Conv2dEntry) and isinstance(site, LayerSite):
+                return self._conv2d(site, entry)
+            if isinstance(entry, LSTMEntry) and isinstance(site, LSTMSite):
+                return self._lstm(site, entry)
+            if isinstance(entry, NormEntry) and isinstance(site, NormSite):
+                return self._norm(site, entry)
+            if isinstance(entry, ExpandEntry) and isinstance(site, ExpandSite):
+                return self._expand(site, entry)
+            assert isinstance(entry, UsageEntry)
+            return CapturedEntry(entry, lambda entry, plan: None)
+
+    def _slots(self, read: int | None) -> Slots | None:
+        """How what is read at a read point lies; None: at full width."""
+        return None if read is None else Slots(self.program.reads[read].layout, self.program.groups)
+
+    def _inputs(self, slots: Slots | None) -> tuple[Slots | None, dict[str, Tensor]]:
+        """The slots if they have to be cleared before they are read, and the count that says otherwise."""
+        if slots is None:
+            return None, {}
+        if len(slots.layout.groups) == 1:
+            return None, {"depth_count": self.counts.of(slots.layout.groups[0])}
+        return slots, {}
+
+    def _outputs(self, site: LayerSite) -> tuple[int, dict[str, Tensor]]:
+        """Room for the units of a layer, and their count where they may be pruned."""
+        if site.group is None:
+            return site.units, {}
+        return rounded_up(site.units), {"unit_count": self.counts.of(site.group)}
+
+    def _linear(self, site: LayerSite, entry: LinearEntry) -> CapturedEntry:
+        slots = self._slots(site.read)
+        cleared, depth = self._inputs(slots)
+        units, count = self._outputs(site)
+        spatial = 1 if slots is None else slots.layout.spatial
+        width = entry.weight.shape[1] if slots is None else slots.width * spatial
+        weight = entry.weight.new_zeros((units, width))
+        bias = entry.bias.new_zeros(units)
+        op: Callable[..., Tensor] = entry.op
+        if spatial > 1:
+            # The active units of a flattened image are the first ones of each pixel, not the first of all.
+            convolve = reference.conv2d if op is reference.linear else torch.ops.dynprune.conv2d.default
+            op = functools.partial(_by_pixel, convolve, spatial)
+        run = dataclasses.replace(
+            entry, op=functools.partial(op, **depth, **count), weight=weight, bias=bias, input_major=None
+        )
+
+        def load(entry: LinearEntry, plan: Plan) -> None:
+            n = len(entry.bias)
+            weight.zero_()
+            bias.zero_()
+            bias[:n] = entry.bias
+            if slots is None:
+                weight[:n] = entry.weight
+            else:
+                put(weight[:n], entry.weight, slots.places(plan.active), 1)
+
+        return CapturedEntry(run, load, cleared, bias)
+
+    def _conv2d(self, site: LayerSite, entry: Conv2dEntry) -> CapturedEntry:
+        if site.module.groups != 1:
+            return self._depthwise(site, entry) if is_depthwise(site.module) else self._groups(site, entry)
+        assert isinstance(site.module, nn.Conv2d)
+        slots = self._slots(site.read)
+        cleared, depth = self._inputs(slots)
+        units, count = self._outputs(site)
+        channels, kernel = (entry.weight.shape[1] if slots is None else slots.width), entry.weight.shape[2:]
+        by_pixel = entry.weight.new_zeros((units, *kernel, channels))
+        weight = by_pixel.permute(0, 3, 1, 2)
+        bias = entry.bias.new_zeros(units)
+        padding = tuple(conv_padding(site.module) or (0, 0))
+        if slots is not None and any(padding):
+            zones = border_masks(tuple(kernel), padding, site.module.dilation).shape[1:]
+            bias = entry.bias.new_zeros((*zones, units))
+        run = dataclasses.replace(
+            entry, op=functools.partial(entry.op, **depth, **count), weight=weight, bias=bias
+        )
+
+        def load(entry: Conv2dEntry, plan: Plan) -> None:
+            n = entry.bias.shape[-1]
+            weight.zero_()
+            bias.zero_()
+            bias[..., :n] = entry.bias
+            if slots is None:
+                weight[:n] = entry.weight
+            else:
+                put(weight[:n], entry.weight, slots.places(plan.active), 1)
+
+        return CapturedEntry(run, load, cleared, bias)
+
+    def _depthwise(self, site: LayerSite, entry: Conv2dEntry) -> CapturedEntry:
+        """Channels of a compact input follow its units; those of a full-width one are picked."""
+        groups = self.program.groups
+        layout = site.follows or (None if site.group is None else Layout((site.group,), 1))
+        slots = None if layout is None else Slots(layout, groups)
+        units = site.units if slots is None else slots.width
+        weight = entry.weight.new_zeros((units, *entry.weight.shape[1:]))
+        bias = entry.bias.new_zeros(units)
+        channels: Tensor | None = None
+        if site.group is not None and site.follows is None:
+            channels = bias.new_zeros(units, dtype=torch.int64)
+        run = dataclasses.replace(entry, weight=weight, bias=bias, groups=units, input_indices=channels)
+
+        def load(entry: Conv2dEntry, plan: Plan) -> None:
+            places = torch.arange(site.units) if slots is None else slots.places(plan.active)
+            put(weight, entry.weight, places, 0)
+            put(bias, entry.bias, places, 0)
+            if channels is not None and site.group is not None:
+                channels.copy_(upload(first_active(plan.active[site.group], units), channels.device))
+
+        return CapturedEntry(run, load)
+
+    def _groups(self, site: LayerSite, entry: Conv2dEntry) -> CapturedEntry:
+        """All units of a convolution in groups are computed, and the active ones picked."""
+        weight, bias = torch.zeros_like(entry.weight), entry.bias.new_zeros(site.units)
+        run = dataclasses.replace(entry, weight=weight, bias=bias, indices=None)
+        chosen: Tensor | None = None
+        if site.group is not None:
+            chosen = bias.new_zeros(rounded_up(site.units), dtype=torch.int64)
+            run = dataclasses.replace(run, op=functools.partial(_pick_units, entry.op, chosen))
+
+        def load(entry: Conv2dEntry, plan: Plan) -> None:
+            weight.copy_(entry.weight)
+            bias.copy_(entry.bias)
+            if chosen is not None and site.group is not None:
+                chosen.copy_(upload(first_active(plan.active[site.group], len(chosen)), chosen.device))
+
+        return CapturedEntry(run, load)
+
+    def _lstm(self, site: LSTMSite, entry: LSTMEntry) -> CapturedEntry:
+        slots = self._slots(site.read)
+        cleared, depth = self._inputs(slots)
+        hidden = site.layer.hidden_size
+        units = rounded_up(hidden) if site.groups else hidden
+        features = site.layer.lstm.input_size if slots is None else slots.width
+        like, ways = site.layer.weights(0)[0], range(len(entry.bias))
+        packed = packed_gates(like.new_zeros((4 * units, features)), like.new_zeros((4 * units, units)))
+        weight = [torch.zeros_like(packed) for _ in ways]
+        bias = [b.new_zeros((2, 4, units)) for b in entry.bias]
+        starts = (
+            starts_with(site, [torch.zeros(units, dtype=torch.int64) for _ in ways]) if site.groups else None
+        )
+        if starts is not None and not like.is_cuda:
+            starts = dataclasses.replace(starts, op=_picked_rows)
+        op: Any = entry.op if like.is_cuda else lstm_reference.lstm
+        counts = {"unit_counts": self.counts.of_all(site.groups)} if site.groups else {}
+        run = dataclasses.replace(
+            entry, op=functools.partial(op, **depth, **counts), weight=weight, bias=bias, starts=starts
+        )
+
+        def load(entry: LSTMEntry, plan: Plan) -> None:
+            inputs = self._compact.inputs_of(site.read, plan.active, plan.substitutes)
+            steps = self._compact.steps_of(site, plan.active, plan.substitutes)
+            if starts is not None:
+                kept = [first_active(plan.active[name], units) for name in site.groups]
+                fresh = starts_with(site, kept)
+                starts.kept.copy_(fresh.kept)
+                for buffer, rows in zip(starts.gates, fresh.gates, strict=True):
+                    buffer.copy_(rows)
+            for way, own in enumerate(steps):
+                from_input, from_state = compact_gates(*site.layer.weights(way)[:2], inputs, own)
+                n = from_state.shape[1]
+                gates = like.new_zeros((4, units, features)), like.new_zeros((4, units, units))
+                places = torch.arange(features) if slots is None else slots.places(plan.active)
+                put(gates[0][:, :n], from_input.view(4, n, from_input.shape[1]), places, 2)
+                gates[1][:, :n, :n] = from_state.view(4, n, n)
+                weight[way].copy_(packed_gates(*(g.flatten(0, 1) for g in gates)))
+                bias[way].zero_()
+                bias[way][:, :, :n] = entry.bias[way]
+
+        return CapturedEntry(run, load, cleared, like)
+
+    def _norm(self, site: NormSite, entry: NormEntry) -> CapturedEntry:
+        slots = Slots(site.layout, self.program.groups)
+        run = dataclasses.replace(
+            entry,
+            mean=entry.mean.new_zeros(slots.width),
+            var=entry.var.new_zeros(slots.width),
+            weight=None if entry.weight is None else entry.weight.new_zeros(slots.width),
+            bias=None if entry.bias is None else entry.bias.new_zeros(slots.width),
+        )
+
+        def load(entry: NormEntry, plan: Plan) -> None:
+            places = slots.places(plan.active)
+            for name in ("mean", "var", "weight", "bias"):
+                values = getattr(entry, name)
+                if values is not None:
+                    put(getattr(run, name), values, places, 0)
+
+        return CapturedEntry(run, load)
+
+    def _expand(self, site: ExpandSite, entry: ExpandEntry) -> CapturedEntry:
+        slots = self._slots(site.read)
+        assert slots is not None
+        units, like = entry.constants.shape[0], entry.constants
+        run = CapturedExpand(
+            place=like.new_zeros(units, dtype=torch.int64),
+            active=like.new_zeros(units, dtype=torch.bool),
+            constants=like.new_zeros(units),
+            mixing=like.new_zeros((units, slots.width)) if self._mixes else None,
+            there=like.new_zeros(slots.width, dtype=torch.bool),
+            layout=slots.layout,
+        )
+
+        def load(entry: ExpandEntry, plan: Plan) -> None:
+            mask = slots.layout.join(plan.active)
+            places = dataclasses.replace(slots.layout, spatial=1)
+            lies = Slots(places, self.program.groups).places(plan.active)
+            where = torch.zeros(units, dtype=torch.int64)
+            where[mask] = lies
+            for buffer, values in (
+                (run.place, where),
+                (run.active, mask),
+                (run.there, slots.occupied(plan.active)),
+            ):
+                buffer.copy_(upload(values, buffer.device))
+            run.constants.copy_(entry.constants)
+            if run.mixing is not None:
+                run.mixing.zero_()
+                if entry.mixing is not None:
+                    put(run.mixing, entry.mixing, lies, 1)
+
+        return CapturedEntry(run, load)
+
+
+def _by_pixel(
+    convolve: Callable[..., Tensor], spatial: int, x: Tensor, weight: Tensor, bias: Tensor, **options: Any
+) -> Tensor:
+    """A linear layer on a flattened image ``[batch, spatial * width]``, as a convolution over all pixels."""
+    units, width = weight.shape[0], weight.shape[1] // spatial
+    image = x.view(x.shape[0], 1, spatial, width).permute(0, 3, 1, 2)
+    taps = weight.view(units, 1, spatial, width).permute(0, 3, 1, 2)
+    options.pop("input_threshold", None)  # leaves out inputs of few rows where that saves their weights
+    return convolve(image, taps, bias, [1, 1], [0, 0], [1, 1], 1, **options).flatten(1)
+
+
+def _pick_units(
+    op: Callable[..., Tensor],
+    chosen: Tensor,
+    *args: Any,
+    usage: Tensor | None = None,
+    indices: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """A convolution in groups, of whose units ``chosen`` go on."""
+    y = op(*args, **options).index_select(1, chosen)
+    if usage is not None:
+        usage += reference.usage_sums(y, 1)
+    return y
+
+
+def _picked_rows(x: Tensor, weight: Tensor, bias: None, *, indices: Tensor) -> Tensor:
+    return x @ weight.index_select(0, indices).T
