@@ -74,10 +74,10 @@ class CapturedModel:
         self._controller, self._server, self._follow = server.controller, server, follow
         self._check_config()
         plan = self._controller.plan
-        self._inputs = pytree.tree_map_only(Tensor, torch.clone, args)
         self._rows = Call(args, {}).rows
         self._lock = threading.Lock()
         with torch.inference_mode(False), torch.no_grad():
+            self._inputs = pytree.tree_map_only(Tensor, torch.clone, args)
             self._plan = CapturedPlan(self._controller.builder, plan)
             self._graphs = {
                 usage: Graph(self._forward, usage, server.program.device) for usage in (False, True)

@@ -69,7 +69,8 @@ BUDGET = {
     r"(Linear|Conv2d)KernelI\w*?4TileILi64E": 160,  # 128 threads, 2 blocks
     r"(Linear|Conv2d)KernelI\w*?4TileILi16E": 96,  # 128 threads, 3 blocks
     r"LstmKernelI\w*?4TileILi64E": 248,  # 128 threads, 2 blocks at most
-    r"LstmKernelI\w*?4TileILi16E": 112,  # 128 threads, 3 blocks at most
+    r"LstmKernelI\w*?4TileILi16E\w*?ProductE0E": 112,  # 128 threads, 3 blocks at most
+    r"LstmKernelI\w*?4TileILi16E\w*?ProductE2E": 128,  # 128 threads, 4 blocks
     r"DepthwiseKernel": 112,  # 128 threads, 4 blocks
     r"SparseKernel": 96,  # 128 threads, 4 blocks
     r"GatherKernel": 48,  # 256 threads, 4 blocks

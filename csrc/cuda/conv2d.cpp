@@ -146,6 +146,18 @@ void run_groups(const Context& context, Conv2dParams p, const ConvOperands& o, c
   }
 }
 
+// As in linear.cpp: convolutions so large that cuDNN's use of the newest tensor cores should outweigh what our epilogue
+// saves, where no sums, counts or border tables are wanted. Not measured.
+bool library_serves(const Conv2dParams& p, const ConvOperands& o, const at::Tensor& weight, bool usage) {
+  constexpr int64_t kLarge = int64_t{1} << 31;  // multiply-adds
+  const bool simple = p.activation.kind == Activation::none || p.activation.kind == Activation::relu;
+  const bool plain = !o.bias.has_value() || o.bias->dim() == 1;
+  const bool counted = p.unit_count != nullptr || p.channel_count != nullptr;
+  const int64_t macs = p.batch * p.h.out * p.w.out * o.units * o.kernel_h * o.kernel_w * o.channels;
+  return simple && plain && !counted && !usage && o.groups == 1 && o.indices == nullptr && weight.dim() == 4 &&
+         weight.size(1) == o.channels && macs >= kLarge;
+}
+
 at::Tensor conv2d_op(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                      at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                      const std::optional<at::Tensor>& indices, const std::optional<at::Tensor>& input_indices,
@@ -198,6 +210,13 @@ at::Tensor conv2d_op(const at::Tensor& input, const at::Tensor& weight, const st
   p.channel_count = expect_count(kOp, "depth_count", depth_count);
   DYNPRUNE_EXPECT(o.groups == 1 || (p.unit_count == nullptr && p.channel_count == nullptr), kOp,
                   "no counts with groups", o.groups);
+  if (library_serves(p, o, weight, usage.has_value())) {
+    std::optional<at::Tensor> cast;
+    if (o.bias.has_value()) cast = o.bias->to(input.scalar_type());
+    const at::Tensor y =
+        at::conv2d(x, weight, cast, stride, padding, dilation).contiguous(at::MemoryFormat::ChannelsLast);
+    return p.activation.kind == Activation::relu ? y.relu_() : y;
+  }
   const at::Tensor output =
       at::empty({p.batch, o.units, p.h.out, p.w.out}, input.options(), at::MemoryFormat::ChannelsLast);
   if (depthwise) {

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <tuple>
 #include <vector>
 
@@ -68,6 +69,41 @@ void add_inputs(const Context& context, const LstmParams& p, const LstmDirection
   const at::Tensor workspace = context.workspace(plan.workspace(), plan.counter_bytes);
   l.workspace = data_or_null(workspace);
   context.expect(linear(l, plan, context.stream()));
+}
+
+// Units and batches so large that no blocks can stay with the weights: a library's product in front of each step reads
+// them better than a kernel that shares its multiprocessors with the gates. Not measured. It needs counts of the host.
+bool library_multiplies(const LstmParams& p, const LstmPlan& plan) {
+  constexpr int64_t kLeastUnits = 256, kLeastBatch = 64;
+  bool all = !plan.persistent && p.batch >= kLeastBatch;
+  for (int64_t i = 0; i < p.directions; ++i) {
+    all = all && p.direction[i].units >= kLeastUnits && p.direction[i].unit_count == nullptr;
+  }
+  return all;
+}
+
+// All steps, with the library's products; hidden: the initial states or undefined.
+void run_with_library(const Context& context, LstmParams& p, int64_t depth, at::TensorList weight,
+                      const at::Tensor& hidden) {
+  const LstmPlan plan = lstm_step_plan(p);
+  const at::Tensor workspace = context.workspace(plan.workspace(), plan.counter_bytes);
+  p.workspace = data_or_null(workspace);
+  at::Tensor product[kMostDirections];
+  for (int64_t step = 0; step < std::max<int64_t>(1, p.steps); ++step) {
+    for (int64_t i = 0; i < p.directions && (step > 0 || hidden.defined()); ++i) {
+      LstmDirection& d = p.direction[i];
+      const at::Tensor states = step == 0 ? hidden.narrow(1, d.offset, d.units)
+                                          : at::from_blob(lstm_state(p, plan, step, i), {p.batch, d.units},
+                                                          {plan.state_stride, 1}, weight[i].options());
+      const int64_t columns = padded_depth(depth, p.number);  // of the input
+      const at::Tensor recurrent = weight[i].slice(1, columns, columns + d.units).t();
+      const bool wide = weight[i].scalar_type() == at::kFloat;
+      product[i] = wide ? at::mm(states, recurrent) : at::mm(states, recurrent, at::kFloat);
+      d.product = product[i].const_data_ptr<float>();
+    }
+    context.expect(lstm_step(p, plan, step, context.stream()));
+  }
+  context.expect(lstm_end(p, plan, context.stream()));
 }
 
 }  // namespace
@@ -140,6 +176,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_op(
   p.last_hidden = last_hidden.mutable_data_ptr();
   p.last_cell = last_cell.mutable_data_ptr();
   const LstmPlan plan = lstm_plan(p, context.multiprocessors(), context.shared_limit());
+  if (library_multiplies(p, plan)) {
+    run_with_library(context, p, depth, weight, hidden_tight);
+    return {output, last_hidden, last_cell};
+  }
   const at::Tensor workspace = context.workspace(plan.workspace(), plan.counter_bytes);
   p.workspace = data_or_null(workspace);
   context.expect(lstm(p, plan, context.stream()));

@@ -39,9 +39,14 @@ DYNPRUNE_DEVICE float get(const void* p, int64_t at) {
   }
 }
 
+// Who multiplies the hidden states with the recurrent weights, and when: blocks that stay for all steps; a launch for
+// each step; or a library, in front of such a launch.
+enum class Product { resident, streamed, given };
+
 // A block has kRows sequences and 16 units. Its threads keep one unit each, and every kStep-th row of it.
-template <class T, Number number, bool persistent>
+template <class T, Number number, Product kind>
 struct LstmKernel : T {
+  static constexpr bool persistent = kind == Product::resident;
   typedef LstmLaunch Params;
   static constexpr int kBytes = element_bytes(number), kStep = T::kThreads / kTileUnits;
   static constexpr int kOwn = T::kRows / kStep;  // rows of a thread
@@ -124,8 +129,9 @@ struct LstmKernel : T {
   };
 
   // Gates to states for the thread's unit and rows.
+  // product: of the block's rows and units, rows `product_stride` apart; nullptr: zero.
   static DYNPRUNE_DEVICE void update(const LstmLaunch& p, const Place& at, int64_t step, const float* product,
-                                     float (&cell)[kOwn], Totals& totals) {
+                                     int64_t product_stride, float (&cell)[kOwn], Totals& totals) {
     const LstmDirection& d = *at.direction;
     const int64_t unit = at.unit + at.own_unit;
     if (unit >= at.units) return;
@@ -144,7 +150,7 @@ struct LstmKernel : T {
       DYNPRUNE_UNROLL
       for (int g = 0; g < 4; ++g) {
         gate[g] += biases[g * d.units];
-        if (product != nullptr) gate[g] += product[r * T::kProductStride + 4 * at.own_unit + g];
+        if (product != nullptr) gate[g] += product[r * product_stride + 4 * at.own_unit + g];
         if (step == 0 && d.first != nullptr) gate[g] += d.first[row * d.first_stride + g * d.units + unit];
       }
       cell[i] = sigmoid(gate[1]) * cell[i] + sigmoid(gate[0]) * tanhf(gate[2]);
@@ -265,8 +271,16 @@ struct LstmKernel : T {
     DYNPRUNE_NO_UNROLL
     for (int64_t step = p.begin; step < end; ++step) {
       const float* product = nullptr;
-      if (step > 0 || p.hidden != nullptr) product = multiply_states(p, at, step);
-      update(p, at, step, product, cell, totals);
+      int64_t product_stride = T::kProductStride;
+      if (step > 0 || p.hidden != nullptr) {
+        if constexpr (kind == Product::given) {
+          product_stride = 4 * at.direction->units;
+          product = at.direction->product + at.row * product_stride + 4 * at.unit;
+        } else {
+          product = multiply_states(p, at, step);
+        }
+      }
+      update(p, at, step, product, product_stride, cell, totals);
       if constexpr (persistent) {
         meet(p.counters + at.index * p.plan.row_tiles + at.tile, blocks, step + 1, step + 1 == end);
       }
@@ -277,24 +291,47 @@ struct LstmKernel : T {
   }
 };
 
-template <class T, bool persistent>
+template <class T, Product kind>
 Status launch_steps(const LstmLaunch& p, Stream stream) {
-  const Grid grid{p.plan.row_tiles, p.plan.unit_tiles, p.directions, p.plan.shared_bytes, persistent};
+  const Grid grid{p.plan.row_tiles, p.plan.unit_tiles, p.directions, p.plan.shared_bytes, kind == Product::resident};
   switch (p.number) {
-    case Number::bf16: return launch<LstmKernel<T, Number::bf16, persistent>>(grid, p, stream);
-    case Number::f16: return launch<LstmKernel<T, Number::f16, persistent>>(grid, p, stream);
-    case Number::tf32: return launch<LstmKernel<T, Number::tf32, persistent>>(grid, p, stream);
-    case Number::f32: return launch<LstmKernel<T, Number::f32, persistent>>(grid, p, stream);
+    case Number::bf16: return launch<LstmKernel<T, Number::bf16, kind>>(grid, p, stream);
+    case Number::f16: return launch<LstmKernel<T, Number::f16, kind>>(grid, p, stream);
+    case Number::tf32: return launch<LstmKernel<T, Number::tf32, kind>>(grid, p, stream);
+    case Number::f32: return launch<LstmKernel<T, Number::f32, kind>>(grid, p, stream);
   }
   return kInvalidValue;
+}
+
+int64_t most_units(const LstmParams& p) {
+  int64_t units = 0;
+  for (int64_t d = 0; d < p.directions; ++d) units = std::max(units, p.direction[d].units);
+  return units;
+}
+
+// Sizes of the workspace.
+void lay_out(LstmPlan& plan, const LstmParams& p, int64_t units) {
+  plan.state_stride = padded_depth(units, p.number);
+  plan.counter_bytes = ceil_div(p.directions * plan.row_tiles * 4, 256) * 256;
+  plan.state_bytes = 2 * p.directions * p.batch * plan.state_stride * element_bytes(p.number);
+  plan.state_bytes = ceil_div(plan.state_bytes, 256) * 256;
+  plan.cell_bytes = plan.persistent ? 0 : ceil_div(p.directions * p.batch * plan.state_stride * 4, 256) * 256;
+  plan.usage_bytes = p.usage == nullptr ? 0 : plan.row_tiles * kUsageRows * p.total * 8;
+}
+
+LstmLaunch launch_of(const LstmParams& p, const LstmPlan& plan) {
+  char* const workspace = static_cast<char*>(p.workspace);
+  LstmLaunch l{p, plan, reinterpret_cast<unsigned*>(workspace), workspace + plan.counter_bytes, nullptr, nullptr, 0, 0};
+  l.cells = reinterpret_cast<float*>(l.states + plan.state_bytes);
+  l.partial = reinterpret_cast<double*>(l.states + plan.state_bytes + plan.cell_bytes);
+  return l;
 }
 
 }  // namespace
 
 LstmPlan lstm_plan(const LstmParams& p, int multiprocessors, int shared_limit) {
   LstmPlan plan{};
-  int64_t units = 0;
-  for (int64_t d = 0; d < p.directions; ++d) units = std::max(units, p.direction[d].units);
+  const int64_t units = most_units(p);
   const int64_t slabs = ceil_div(units * element_bytes(p.number), kSlabBytes);
   plan.unit_tiles = ceil_div(units, kTileUnits);
   auto fits = [&]<class T>(TileShape shape, T) {
@@ -309,38 +346,58 @@ LstmPlan lstm_plan(const LstmParams& p, int multiprocessors, int shared_limit) {
   if (!fits(TileShape::flat, FlatTile{}) && !fits(TileShape::small, SmallTile{})) {
     plan.shared_bytes = SmallTile::kSharedBytes;
   }
-  plan.state_stride = padded_depth(units, p.number);
-  plan.counter_bytes = ceil_div(p.directions * plan.row_tiles * 4, 256) * 256;
-  plan.state_bytes = 2 * p.directions * p.batch * plan.state_stride * element_bytes(p.number);
-  plan.state_bytes = ceil_div(plan.state_bytes, 256) * 256;
-  plan.cell_bytes = plan.persistent ? 0 : ceil_div(p.directions * p.batch * plan.state_stride * 4, 256) * 256;
-  plan.usage_bytes = p.usage == nullptr ? 0 : plan.row_tiles * kUsageRows * p.total * 8;
+  lay_out(plan, p, units);
+  return plan;
+}
+
+LstmPlan lstm_step_plan(const LstmParams& p) {
+  LstmPlan plan{};
+  const int64_t units = most_units(p);
+  plan.shape = TileShape::flat;
+  plan.row_tiles = ceil_div(p.batch, FlatTile::kRows);
+  plan.unit_tiles = ceil_div(units, kTileUnits);
+  plan.shared_bytes = kUsageRows * FlatTile::kThreads * static_cast<int>(sizeof(double));  // usage sums
+  lay_out(plan, p, units);
   return plan;
 }
 
 Status lstm(const LstmParams& p, const LstmPlan& plan, Stream stream) {
   if (p.batch == 0 || p.total == 0) return 0;
-  char* const workspace = static_cast<char*>(p.workspace);
-  LstmLaunch l{p, plan, reinterpret_cast<unsigned*>(workspace), workspace + plan.counter_bytes, nullptr, nullptr, 0, 0};
-  l.cells = reinterpret_cast<float*>(l.states + plan.state_bytes);
-  l.partial = reinterpret_cast<double*>(l.states + plan.state_bytes + plan.cell_bytes);
+  LstmLaunch l = launch_of(p, plan);
   Status status = 0;
   if (plan.persistent) {
     l.end = p.steps;
-    status = plan.shape == TileShape::flat ? launch_steps<FlatTile, true>(l, stream)
-                                           : launch_steps<SmallTile, true>(l, stream);
+    status = plan.shape == TileShape::flat ? launch_steps<FlatTile, Product::resident>(l, stream)
+                                           : launch_steps<SmallTile, Product::resident>(l, stream);
   } else {
     // At least one launch, which writes the states of sequences without any step.
     for (int64_t step = 0; status == 0 && step < std::max<int64_t>(1, p.steps); ++step) {
       l.begin = step;
       l.end = std::min(step + 1, p.steps);
-      status = launch_steps<SmallTile, false>(l, stream);
+      status = launch_steps<SmallTile, Product::streamed>(l, stream);
     }
   }
-  if (status != 0 || p.usage == nullptr) return status;
-  for (int64_t d = 0; status == 0 && d < p.directions; ++d) {
+  return status == 0 ? lstm_end(p, plan, stream) : status;
+}
+
+void* lstm_state(const LstmParams& p, const LstmPlan& plan, int64_t step, int64_t direction) {
+  const int64_t row = ((step + 1) % 2 * p.directions + direction) * p.batch;
+  return launch_of(p, plan).states + row * plan.state_stride * element_bytes(p.number);
+}
+
+Status lstm_step(const LstmParams& p, const LstmPlan& plan, int64_t step, Stream stream) {
+  LstmLaunch l = launch_of(p, plan);
+  l.begin = step;
+  l.end = std::min(step + 1, p.steps);
+  return launch_steps<FlatTile, Product::given>(l, stream);
+}
+
+Status lstm_end(const LstmParams& p, const LstmPlan& plan, Stream stream) {
+  const double* const partial = launch_of(p, plan).partial;
+  Status status = 0;
+  for (int64_t d = 0; status == 0 && p.usage != nullptr && d < p.directions; ++d) {
     const LstmDirection& own = p.direction[d];
-    status = reduce_usage({l.partial + own.offset, p.total, plan.row_tiles, p.usage + own.offset, p.usage_stride,
+    status = reduce_usage({partial + own.offset, p.total, plan.row_tiles, p.usage + own.offset, p.usage_stride,
                            own.units, own.unit_count},
                           stream);
   }

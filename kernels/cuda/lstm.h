@@ -18,7 +18,8 @@ struct LstmDirection {
   int64_t first_stride;
   int64_t units, offset;  // number of units, and where they start in outputs and states
   const int* unit_count;  // [1] in device memory: how many of `units` there are; nullptr: all
-  bool reverse;           // from each sequence's own last step back
+  const float* product;  // of lstm_step: what the last states add to the gates, [batch, 4 * units] as the weight's rows
+  bool reverse;          // from each sequence's own last step back
 };
 
 struct LstmParams {
@@ -53,5 +54,16 @@ struct LstmPlan {
 LstmPlan lstm_plan(const LstmParams& p, int multiprocessors, int shared_limit);
 
 Status lstm(const LstmParams& p, const LstmPlan& plan, Stream stream);
+
+// Where a library multiplies the states: a plan without products of its own, for which the caller computes, before
+// each step, `product` from lstm_state, and launches lstm_step, then lstm_end. Counts of units play no part.
+LstmPlan lstm_step_plan(const LstmParams& p);
+
+// The hidden states that step `step` reads, [batch, plan.state_stride]; at step 0 they are `hidden`, if given.
+void* lstm_state(const LstmParams& p, const LstmPlan& plan, int64_t step, int64_t direction);
+
+Status lstm_step(const LstmParams& p, const LstmPlan& plan, int64_t step, Stream stream);
+
+Status lstm_end(const LstmParams& p, const LstmPlan& plan, Stream stream);
 
 }  // namespace dynprune::cuda

@@ -32,6 +32,9 @@ const Case kCases[] = {
     {"step by step", Number::f32, 4, 5, {19, 33}, {4, 1, 0, 3, 4}, true, true, false, 1},
     {"step by step, no steps", Number::bf16, 0, 3, {5}, {}, true, false, false, 0},
     {"step by step, two row tiles, two slabs", Number::bf16, 2, 66, {70}, {}, true, false, false, 1},
+    {"products given", Number::f32, 4, 5, {19, 33}, {4, 1, 0, 3, 4}, true, true, false, 1},
+    {"products given, no steps", Number::bf16, 0, 3, {5}, {}, true, false, false, 0},
+    {"products given, no states, two row tiles", Number::bf16, 3, 20, {18}, {}, false, false, true, 0},
 };
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
@@ -41,6 +44,39 @@ struct Layer {
   std::vector<Operand> weights;
   std::vector<std::vector<float>> gates, biases, firsts;
 };
+
+// What a library does in front of a step: the states that it reads, multiplied with the recurrent weights.
+std::vector<float> multiplied(const Layer& l, const LstmParams& p, const LstmPlan& plan, int64_t step, int64_t d) {
+  const LstmDirection& own = p.direction[d];
+  std::vector<float> product(p.batch * 4 * own.units);
+  Operand states(p.number, p.batch * plan.state_stride);
+  if (step > 0) std::memcpy(states.data(), lstm_state(p, plan, step, d), states.bytes.size());
+  for (int64_t row = 0; row < p.batch; ++row) {
+    for (int64_t i = 0; i < 4 * own.units; ++i) {
+      double sum = 0;
+      for (int64_t k = 0; k < own.units; ++k) {
+        const double h =
+            step > 0 ? states.get(row * plan.state_stride + k) : l.hidden.values[row * p.total + own.offset + k];
+        sum += h * l.weights[d].values[i * own.weight_stride + k];
+      }
+      product[row * 4 * own.units + i] = static_cast<float>(sum);
+    }
+  }
+  return product;
+}
+
+Status run_given(const Layer& l, LstmParams& p, const LstmPlan& plan) {
+  for (int64_t step = 0; step < std::max<int64_t>(1, p.steps); ++step) {
+    std::vector<float> products[kMostDirections];
+    for (int64_t d = 0; d < p.directions && (step > 0 || p.hidden != nullptr); ++d) {
+      products[d] = multiplied(l, p, plan, step, d);
+      p.direction[d].product = products[d].data();
+    }
+    const Status status = lstm_step(p, plan, step, nullptr);
+    if (status != 0) return status;
+  }
+  return lstm_end(p, plan, nullptr);
+}
 
 void run(const Case& c, const std::string& order) {
   const std::string what = "lstm " + order + ", " + name(c.number) + ", " + c.name;
@@ -97,13 +133,14 @@ void run(const Case& c, const std::string& order) {
     own.reverse = d == 1;
     offset += units;
   }
-  const LstmPlan plan = lstm_plan(p, c.multiprocessors, 200 * 1024);
-  const bool by_step = what.find("step by step") != std::string::npos;
+  const bool given = what.find("products given") != std::string::npos;
+  const LstmPlan plan = given ? lstm_step_plan(p) : lstm_plan(p, c.multiprocessors, 200 * 1024);
+  const bool by_step = given || what.find("step by step") != std::string::npos;
   expect(plan.persistent != by_step, what + ": is persistent, or not");
   std::vector<char> workspace(plan.workspace(), static_cast<char>(0xff));
   std::fill_n(workspace.begin(), plan.counter_bytes, 0);
   p.workspace = workspace.data();
-  const int status = lstm(p, plan, nullptr);
+  const int status = given ? run_given(l, p, plan) : lstm(p, plan, nullptr);
   expect(status == 0, what + ": " + emulation::error());
   if (status != 0) return;
 

@@ -62,6 +62,26 @@ def test_half(device: str) -> None:
     check(device, torch.float16, torch.randn(6, 5, 9, generator=torch.Generator().manual_seed(0)), [19, 8])
 
 
+def test_counts_in_device_memory(device: str) -> None:
+    """Units and inputs beyond the counts are neither read nor written."""
+    g = torch.Generator().manual_seed(3)
+    weights, biases = operands(20, [48, 32])
+    x, first = torch.randn(5, 3, 20, generator=g), torch.randn(3, 4 * 80, generator=g)
+    x[..., 16:] = float("nan")
+    counts = {
+        n: torch.tensor(v, dtype=torch.int32) for n, v in (("unit_counts", [32, 16]), ("depth_count", [16]))
+    }
+    expected = lstm_reference.lstm(x, weights, biases, first=first, **counts)
+    got = lstm(
+        x.to(device), [w.to(device) for w in weights], [b.to(device) for b in biases],
+        first=first.to(device), **{n: c.to(device) for n, c in counts.items()},
+    )  # fmt: skip
+    for ours, wanted in zip(got, expected, strict=True):
+        there = ~wanted.isnan()
+        assert int(there.sum()) == wanted.numel() * 48 // 80
+        assert_close(ours.cpu()[there], wanted[there].double())
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4)], ids=["no steps", "no rows"])
 def test_empty(device: str, shape: tuple[int, int, int]) -> None:
     weights, biases = operands(4, [6, 7])

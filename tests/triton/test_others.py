@@ -66,6 +66,22 @@ def test_nan_is_needed(device: str) -> None:
     assert y.isnan().all()
 
 
+def test_counts_of_sparse_inputs(device: str) -> None:
+    g = seeded("counts")
+    x, weight, bias = (
+        torch.randn(3, 64, generator=g),
+        torch.randn(48, 64, generator=g),
+        torch.randn(48, generator=g),
+    )
+    x[:, 32:] = float("nan")
+    counts = {n: torch.tensor([v], dtype=torch.int32) for n, v in (("unit_count", 16), ("depth_count", 32))}
+    there = {n: c.to(device) for n, c in counts.items()}
+    packed = reference.pack_plain(weight).to(device)
+    y = sparse_input_linear(x.to(device), packed, bias.to(device), **there)
+    expected = reference.linear(x.double(), weight.double(), bias.double(), **counts)
+    assert_close(y.cpu()[:, :16], expected[:, :16])
+
+
 @pytest.mark.parametrize("taps", [(), (3, 2)], ids=str)
 def test_compact_weight(device: str, taps: tuple[int, ...]) -> None:
     weight = torch.randn(70, 45, *taps, generator=seeded("gather"), device="cpu").to(device)
