@@ -215,7 +215,7 @@ MODELS = {
     "not a model": (lambda: torch.relu, EXAMPLE, "expected a torch.nn.Module, got builtin_function"),
     "another device": (
         lambda: nn.Sequential(nn.Linear(4, 4, device="meta")), EXAMPLE,
-        "expected a model and inputs on the CPU, got 0.weight on meta",
+        "expected a model and inputs on the CPU or a GPU, got 0.weight on meta",
     ),
     "buffers elsewhere": (
         lambda: nn.BatchNorm1d(4, affine=False, device="meta"), EXAMPLE,
