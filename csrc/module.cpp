@@ -6,10 +6,6 @@
 #include "pack.h"
 #include "run.h"
 
-#ifdef DYNPRUNE_CUDA
-#include "cuda/pack.h"
-#endif
-
 #define DYNPRUNE_STRING_(x) #x
 #define DYNPRUNE_STRING(x) DYNPRUNE_STRING_(x)
 
@@ -45,14 +41,4 @@ PYBIND11_MODULE(_C, m) {
       py::arg("weight"), py::arg("indices") = py::none(), py::arg("input_indices") = py::none(),
       py::arg("scale") = py::none(), py::arg("groups") = 1, py::arg("values") = py::none(),
       py::arg("sums") = py::none(), py::call_guard<py::gil_scoped_release>());
-#ifdef DYNPRUNE_CUDA
-  py::module_ cuda = m.def_submodule("cuda", "Packing for the CUDA kernels; weights and index lists on the GPU.");
-  cuda.attr("VERSION") = DYNPRUNE_STRING(DYNPRUNE_CUDA);
-  cuda.def("pack_linear", &dynprune::cuda::pack_linear, py::arg("weight"), py::arg("indices") = py::none(),
-           py::arg("columns") = py::none(), py::arg("scale") = py::none());
-  cuda.def("pack_conv2d", &dynprune::cuda::pack_conv2d, py::arg("weight"), py::arg("indices") = py::none(),
-           py::arg("input_indices") = py::none(), py::arg("scale") = py::none(), py::arg("groups") = 1);
-  cuda.def("pack_lstm", &dynprune::cuda::pack_lstm, py::arg("weight_ih"), py::arg("weight_hh"),
-           py::arg("indices") = py::none(), py::arg("columns") = py::none());
-#endif
 }

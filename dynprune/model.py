@@ -291,7 +291,7 @@ class AcceleratedModel(nn.Module):
         controller.calibrated(statistics)
 
     def wait(self) -> None:
-        """Until the background has taken in every answered request; returns at once without one."""
+        """Until every answered request is taken in: by the background, and from a GPU, where there is one."""
         self._controller.wait()
 
     def freeze(self) -> None:

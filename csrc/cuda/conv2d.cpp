@@ -27,9 +27,6 @@ ConvOperands packed(const char* op, const at::Tensor& weight, const std::optiona
   // One channel for each unit is packed as one group.
   const bool depthwise = groups != 1 && weight.size(0) == 1 && weight.size(3) == 1;
   const int64_t copies = weight.size(0);
-  DYNPRUNE_EXPECT(weight.stride(3) == 1 || weight.size(3) < 2, op,
-                  "a packed weight [groups, kh, kw, in, padded out], unit-major as pack_conv2d lays it out on a GPU",
-                  weight.sizes(), " with strides ", weight.strides());
   DYNPRUNE_EXPECT(groups >= (depthwise ? 0 : 1) && (depthwise || copies == groups), op,
                   c10::str("a packed weight [groups, kh, kw, in, padded out] of ", groups, " groups"), weight.sizes());
   DYNPRUNE_EXPECT(bias.has_value() && (bias->dim() == 1 || bias->dim() == 5) && bias->size(-1) % copies == 0 &&
@@ -41,7 +38,9 @@ ConvOperands packed(const char* op, const at::Tensor& weight, const std::optiona
                   bias.has_value() ? c10::str(bias->sizes()) : "none");
   const int64_t units = bias->size(-1);
   DYNPRUNE_EXPECT(!depthwise || units == groups, op, c10::str("as many groups as units, ", units), groups);
-  const at::Tensor unit_major = weight.permute({0, 4, 1, 2, 3}).narrow(1, 0, units / copies).flatten(2, 3);
+  const at::Tensor by_unit = weight.permute({0, 4, 1, 2, 3}).narrow(1, 0, units / copies);
+  const bool adjacent = weight.stride(3) == 1 || weight.size(3) < 2;
+  const at::Tensor unit_major = (adjacent ? by_unit : by_unit.contiguous()).flatten(2, 3);
   return {unit_major, bias, nullptr, weight.size(1), weight.size(2), units, depthwise ? units : groups, weight.size(3)};
 }
 

@@ -12,6 +12,7 @@ from dynprune import ops
 from dynprune.lowering.ir import LSTMSite
 from dynprune.ops import lstm_reference, reference
 from dynprune.ops.devices import upload
+from dynprune.ops.reference import wide
 from dynprune.plan.entries import LSTMEntry, Starts
 from dynprune.plan.inputs import Inputs, compacted, rows_of, runs_native, runs_on_gpu
 
@@ -112,11 +113,11 @@ def direction_bias(weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, inputs: I
     A missing unit's constant enters from the second step on; at the first its initial state does.
     """
     pruned, gone = inputs.pruned, own.pruned
+    if weight_ih.is_cuda:  # what the kernels add is float32, beside weights of half the width too
+        weight_ih, weight_hh, bias = wide(weight_ih), wide(weight_hh), wide(bias)
     if pruned is not None:
         bias = bias + weight_ih @ upload(pruned.to(weight_ih.dtype), weight_ih.device)
     later = bias if gone is None else bias + weight_hh @ upload(gone.to(weight_hh.dtype), weight_hh.device)
     both = torch.stack([bias, later]).view(2, 4, -1)
-    if both.is_cuda:
-        both = both.float()  # what the kernels add, beside weights of half the width too
     rows = rows_of(own.active)
     return both if rows is None else both.index_select(2, upload(rows, both.device))

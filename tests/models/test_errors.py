@@ -219,9 +219,9 @@ MODELS = {
     ),
     "buffers elsewhere": (
         lambda: nn.BatchNorm1d(4, affine=False, device="meta"), EXAMPLE,
-        "expected a model and inputs on the CPU, got running_mean on meta",
+        "expected a model and inputs on the CPU or a GPU, got running_mean on meta",
     ),
-    "inputs elsewhere": (two_halves, EXAMPLE.to("meta"), r"on the CPU, got example_inputs\[0\] on meta"),
+    "inputs elsewhere": (two_halves, EXAMPLE.to("meta"), r"CPU or a GPU, got example_inputs\[0\] on meta"),
     "shape": (
         two_halves, torch.zeros(2, 5),
         r"example_inputs that the model accepts, got \(torch.float32 \[2, 5\] on cpu\), which ends in",

@@ -191,15 +191,16 @@ def accelerated(
     case = build(name)
     rows = [torch.cat([x] * -(-32 // len(x)))[:32] for x in case.inputs]
     inputs = gpu.inputs(tuple(rows))
-    config = {"evidence": 64, "drift_threshold": float("inf"), "dwell": 0, "min_active": 1, **config}
-    config = {"criterion": Turns(), "prune_threshold": 0.4, "reactivate_threshold": 0.6, **config}
-    return dynprune.accelerate(gpu.model(case.model), inputs, dynprune.Config(**config)), inputs
+    limits = {"evidence": 64, "drift_threshold": float("inf"), "dwell": 0, "min_active": 1}
+    often = {"criterion": Turns(), "prune_threshold": 0.4, "reactivate_threshold": 0.6, "canary_interval": 3}
+    config = dynprune.Config(**{**limits, **often, **config})
+    return dynprune.accelerate(gpu.model(case.model), inputs, config), inputs
 
 
 @pytest.mark.parametrize("name", PRETENDED)
 def test_serving(gpu: Pretended, name: str) -> None:
     fast, inputs = accelerated(gpu, name)
-    for _ in range(40):
+    for _ in range(14):
         output = fast(*inputs)
     assert all(t.device.type == "cuda" for t in pytree.tree_leaves(output))
     stats = fast.stats()
@@ -211,7 +212,7 @@ def test_serving(gpu: Pretended, name: str) -> None:
 @pytest.mark.parametrize("compensation", ["lstsq", "none", "auto"])
 def test_compensations(gpu: Pretended, compensation: str) -> None:
     fast, inputs = accelerated(gpu, "ResNet-18, small", compensation=compensation)
-    for _ in range(40):
+    for _ in range(14):
         fast(*inputs)
     assert fast.stats()["flips"] > 0
 
@@ -234,7 +235,7 @@ def test_captured(gpu: Pretended, name: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(capture, "Graph", lambda run, usage, device: graph(run, usage, torch.device("cpu")))
     captured = fast.capture(inputs)
     addresses = [id(t) for entry in captured._plan.entries for t in tensors(entry)]
-    for _ in range(40):
+    for _ in range(14):
         captured(*inputs)
     assert fast.stats()["flips"] > 0
     for group, found in fast.groups.items():

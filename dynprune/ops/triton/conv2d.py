@@ -34,15 +34,30 @@ def conv2d(
 ) -> Tensor:
     """As :func:`dynprune.ops.reference.conv2d`; index lists on the device, counts as in ``linear``.
 
-    Packed weights, and groups of fewer than 8 channels (depthwise ones among them), which would leave tensor
-    cores idle, take PyTorch's convolution: the reference op.
+    Groups of fewer than 8 channels (depthwise ones among them), which would leave tensor cores idle, take
+    PyTorch's convolution: the reference op. A packed weight is a plain tensor on a GPU.
 
     Raises:
         ValueError: a shape, dtype or device is not as there.
     """
     op = "conv2d"
     expect(input.dim() == 4, op, "an input [batch, channels, height, width]", list(input.shape))
-    if weight.dim() == 5 or (groups != 1 and (indices is not None or weight.shape[1] < 8)):
+    if weight.dim() == 5:
+        expect(
+            bias is not None and indices is None,
+            op,
+            "a bias, and no indices, beside a packed weight",
+            "others",
+        )
+        assert bias is not None
+        of_group = bias.shape[-1] // max(1, weight.shape[0])
+        weight = weight.permute(0, 4, 3, 1, 2)[:, :of_group].flatten(0, 1)
+        if input_indices is not None:
+            common.expect_list(op, "input_indices", input_indices, input)
+            if input.shape[1] != weight.shape[1] * groups:
+                input = input.index_select(1, input_indices)
+            input_indices = None
+    if groups != 1 and (indices is not None or weight.shape[1] < 8):
         return reference.conv2d(
             input, weight, bias, stride, padding, dilation, groups, indices=indices,
             input_indices=input_indices, activation=activation, slope=slope, usage=usage,
