@@ -71,10 +71,13 @@ class Server:
             return self._serve_dense(plan, call, Seen(call.rows, plan.serial))
         if controller.compares and not plan.dense:
             return self._serve_compared(plan, call, ticket)
-        if controller.canaries.has(ticket):
+        if controller.canaries.has(ticket, call.rows):
             return self._serve_canary(plan, call, ticket)
         return self._serve_live(
-            plan, call, usage=controller.wants_usage(ticket), rival=controller.tries(plan, ticket)
+            plan,
+            call,
+            usage=controller.wants_usage(ticket, call.rows),
+            rival=controller.tries(plan, ticket, call.rows),
         )
 
     def run_rows(self, plan: Plan, record: Record | None, call: Call) -> Any:
@@ -119,7 +122,8 @@ class Server:
         rest = torch.ones(rows, dtype=torch.bool)
         rest[chosen] = False
         others = rest.nonzero().flatten()
-        dense_record, live_record = controller.dense_record(), controller.live_record(usage=True)
+        dense_record = controller.dense_record()
+        live_record = controller.live_record(usage=controller.wants_usage(ticket, rows))
         dense = self.run_rows(controller.dense_plan, dense_record, call.take(chosen))
         live = self.run_rows(plan, live_record, call.take(others))
         seen.dense, seen.live = (dense_record, len(chosen)), (live_record, len(others))
@@ -138,7 +142,7 @@ class Server:
         """
         controller, rows = self.controller, call.rows
         guard = controller.guard
-        watched = ticket is not None and (guard is not None or controller.wants_usage(ticket))
+        watched = ticket is not None and (guard is not None or controller.wants_usage(ticket, rows))
         record = controller.live_record(usage=watched)
         live = self.run_rows(plan, record, call)
         seen = Seen(rows, plan.serial, live=(record, rows))
@@ -156,7 +160,7 @@ class Server:
         if ticket is not None:
             if controller.verifying:
                 canary[:] = True
-            elif controller.canaries.has(ticket):
+            elif controller.canaries.has(ticket, rows):
                 canary[controller.canaries.choose(ticket, rows)] = True
         if not self.row_wise:  # all rows or none
             canary[:] = bool(canary.any())

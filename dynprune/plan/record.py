@@ -18,12 +18,13 @@ class Record:
         reads: whether to sum the values at the read points as well (dense plans only).
         usage_reads: read points of which the usage is wanted, not only the sums.
         products: whether to sum the products of any two units there too.
+        watched: whose usage to sum, by the names of ``usage``; None: all.
         input_threshold: up to which linear layers may leave out inputs of few rows.
     """
 
     __slots__ = (
         "dense_operations", "expected", "input_threshold", "operations", "products", "read_usage", "reads",
-        "usage", "usage_reads", "want_products", "want_reads", "want_usage",
+        "usage", "usage_reads", "want_products", "want_reads", "want_usage", "watched",
     )  # fmt: skip
 
     def __init__(
@@ -33,12 +34,14 @@ class Record:
         reads: bool = False,
         usage_reads: Container[int] = (),
         products: bool = False,
+        watched: Container[str] | None = None,
         input_threshold: float = 0.0,
     ) -> None:
         self.want_usage = usage
         self.want_reads = reads
         self.usage_reads = usage_reads
         self.want_products = products
+        self.watched = watched
         self.input_threshold = input_threshold
         # [4, active] float64 by group, or by layer where a group has several
         self.usage: dict[str, Tensor] = {}
@@ -49,9 +52,13 @@ class Record:
         self.operations = 0
         self.dense_operations = 0
 
+    def watches(self, group: str | None) -> bool:
+        """Whether the usage of this group is wanted."""
+        return self.want_usage and group is not None and (self.watched is None or group in self.watched)
+
     def usage_of(self, group: str | None, active: int) -> Tensor | None:
         """The buffer for a kernel to add to, if the usage of this group is wanted."""
-        if not self.want_usage or group is None:
+        if group is None or not self.watches(group):
             return None
         if group not in self.usage:
             self.usage[group] = torch.zeros(USAGE_ROWS, active, dtype=torch.float64)
@@ -59,7 +66,7 @@ class Record:
 
     def expect(self, group: str | None, positions: int) -> None:
         """A layer of ``group`` computed so many activations of each unit."""
-        if group is not None and self.want_usage:
+        if self.want_reads and self.want_usage and group is not None:
             self.expected[group] = self.expected.get(group, 0) + positions
 
     def forget(self) -> None:

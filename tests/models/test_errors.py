@@ -59,7 +59,11 @@ CONFIGS = {
     ),
     "criterion": (
         {"criterion": "size"},
-        "expected criterion one of budget, contribution, mean_abs or a callable",
+        "expected criterion one of budget, contribution, mean_abs, residual or a callable",
+    ),
+    "residual": (
+        {"criterion": "residual"},
+        "expected compensation 'lstsq' with criterion='residual', got 'mean'",
     ),
     "interval": ({"canary_interval": 0}, "expected canary_interval a whole number of at least 1, got 0"),
     "rows": ({"canary_rows": 2.5}, "expected canary_rows a whole number of at least 1, got 2.5"),
