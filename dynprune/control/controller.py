@@ -17,7 +17,7 @@ from torch import Tensor
 from dynprune.config import Config
 from dynprune.control import policy
 from dynprune.control.budget import PRUNE, REACTIVATE, Budget, budget_scores, unit_costs
-from dynprune.control.canaries import Canaries, Draws
+from dynprune.control.canaries import Canaries, Looks
 from dynprune.control.criteria import CRITERIA, GroupView
 from dynprune.control.drift import DriftDetector
 from dynprune.control.guard import Guard
@@ -26,6 +26,7 @@ from dynprune.control.statistics import Statistics
 from dynprune.control.trial import Trial
 from dynprune.control.usage import UsageStats
 from dynprune.control.watched import watched_usage
+from dynprune.control.work import multiply_adds
 from dynprune.control.worker import Worker
 from dynprune.lowering.ir import LayerSite, LSTMSite, Program
 from dynprune.plan.build import PlanBuilder, squared_columns
@@ -35,11 +36,6 @@ from dynprune.plan.shared import share_weights
 from dynprune.plan.substitute import Substitute
 
 _log = logging.getLogger("dynprune")
-# Once the drift detector knows its band it looks at one batch in so many: usage sums cost a few
-# percent of a convolution, and an alarm two batches earlier is not worth them on all the others.
-# They cost more of small batches, of which it looks at fewer, down to a fourth of those, drawn at random.
-_LIVE_INTERVAL = 4
-_LIVE_ROWS, _LIVE_FEWER = 32, 4
 # A decision waits for so much of the evidence anew: it takes longer than the statistics of a canary.
 _FRESH = 1 / 16
 # A guard needs to know more than the policy: it takes so many times the canary rows.
@@ -76,8 +72,11 @@ class Controller:
         self.inbox: collections.deque[Seen] = collections.deque()
         self.tickets = itertools.count()
         rate = 1 if config.max_divergence is None else _GUARD_RATE
-        self.canaries = Canaries(config.seed, config.canary_interval, config.canary_rows, rate)
-        self.looks = Draws(config.seed, 1)  # of the drift detector, at small batches
+        # A guard and a budget measure with every canary what they promise: no request is too small for that.
+        measures = config.max_divergence is not None or config.criterion == "budget"
+        work = math.inf if measures else sum(multiply_adds(program).values())
+        self.canaries = Canaries(config.seed, config.canary_interval, config.canary_rows, rate, work)
+        self.looks = Looks(config.seed, config.drift_interval, work)
         self.worker = Worker(self._empty_inbox) if config.background else None
         self.callbacks: list[Callable[[dict[str, Tensor]], None]] = []
         self.frozen = False
@@ -186,9 +185,7 @@ class Controller:
             return False
         if not self.drift.warm:
             return True
-        if rows >= _LIVE_ROWS:
-            return ticket % _LIVE_INTERVAL == 0
-        return self.looks.has(ticket, _LIVE_INTERVAL * min(_LIVE_FEWER, -(-_LIVE_ROWS // rows)))
+        return self.looks.has(ticket, rows)
 
     def dense_record(self) -> Record:
         """An empty record for rows that run by all units."""
