@@ -14,7 +14,7 @@ from dynprune.config import Config
 from dynprune.control.answers import answers_of, compare, margins
 from dynprune.control.controller import Controller
 from dynprune.control.seen import Seen
-from dynprune.lowering.ir import Program
+from dynprune.lowering.ir import LSTMSite, Program
 from dynprune.plan.plan import Plan
 from dynprune.plan.record import Record
 from dynprune.rows import alike, batch_size, close, leaves_of, merge, put_rows, slice_rows, take_rows
@@ -22,6 +22,7 @@ from dynprune.rows import alike, batch_size, close, leaves_of, merge, put_rows, 
 _ROW_TOLERANCE = 1e-4
 # Images larger than this between two layers of a slice fall out of the cache before they are read.
 _SLICE_BYTES = 3 * 2**20
+_SHAPES = 32  # of inputs whose operations are remembered
 
 
 class Call:
@@ -54,6 +55,10 @@ class Server:
         self.run: Callable[..., Any] = program.module.forward  # (plan, record, *inputs)
         self.row_wise = False
         self.slice_rows = 0
+        # What takes as many operations whenever its input has the same shape is counted once per plan.
+        counts_by_shape = not any(isinstance(site, LSTMSite) for site in program.sites)
+        self._counts_by_shape = counts_by_shape and config.input_threshold == 0
+        self._counted: tuple[Plan | None, dict[torch.Size | None, Record]] = (None, {})
 
     def serve(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The answer to one call."""
@@ -94,8 +99,11 @@ class Server:
         return merge(parts, torch.cat)
 
     def _serve_live(self, plan: Plan, call: Call, *, usage: bool, rival: Plan | None = None) -> Any:
-        record = self.controller.live_record(usage=usage)
-        output = self.run_rows(plan, record, call)
+        known = None if usage else self._known(plan, call)
+        record = self.controller.live_record(usage=usage) if known is None else known
+        output = self.run_rows(plan, record if known is None else None, call)
+        if known is None and not usage:
+            self._remember(plan, call, record)
         seen = Seen(call.rows, plan.serial, live=(record, call.rows))
         if rival is not None:
             seen.repeated = self.controller.live_record(usage=False)
@@ -104,6 +112,22 @@ class Server:
                 seen.tried = pair[0], pair[1]
         self.controller.report(seen)
         return output
+
+    def _known(self, plan: Plan, call: Call) -> Record | None:
+        """The record, without usage, of a call like this one on the same plan; None: there was none yet."""
+        counted, records = self._counted
+        if counted is not plan or len(call.args) != 1 or call.kwargs:
+            return None
+        return records.get(getattr(call.args[0], "shape", None))
+
+    def _remember(self, plan: Plan, call: Call, record: Record) -> None:
+        alone = len(call.args) == 1 and isinstance(call.args[0], Tensor) and not call.kwargs
+        if not (self._counts_by_shape and self.row_wise and alone):
+            return
+        counted, records = self._counted
+        if counted is not plan or len(records) >= _SHAPES:
+            records = {}
+        self._counted = plan, {**records, call.args[0].shape: record}
 
     def _serve_dense(self, plan: Plan, call: Call, seen: Seen) -> Any:
         record = self.controller.dense_record()

@@ -10,7 +10,7 @@ from dynprune.control.answers import Compared
 from dynprune.plan.record import Record
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Seen:
     """What one forward reports.
 
