@@ -68,12 +68,12 @@ class Served:
             raise ValueError(f"--stream: expected phases without corruptions, got {text!r}")
         return stream
 
-    def used(self, stream: Stream, config: dynprune.Config) -> list[dict[str, Tensor]]:
+    def used(self, stream: Stream, config: dynprune.Config, count: int) -> list[dict[str, Tensor]]:
         """Of each phase, the units whose score without pruning is above the reactivation threshold."""
         split, sets = self.data.test, []
         for phase in stream.phases:
             fast = serving.accelerated(self.model, split, config)
-            rows = serving.judged_rows(split, phase.traffic, stream.seed)[:SCORED_ROWS]
+            rows = serving.judged_rows(split, phase.traffic, stream.seed)[:count]
             controller = fast._controller
             controller.config = dataclasses.replace(config, evidence=len(rows) + 1)  # nothing is decided
             with torch.inference_mode():
@@ -83,12 +83,12 @@ class Served:
             sets.append({name: score > config.reactivate_threshold for name, score in scores.items()})
         return sets
 
-    def batches(self, stream: Stream, config: dynprune.Config) -> Iterator[Row]:
-        """What happens in each batch of ``stream``."""
+    def batches(self, stream: Stream, config: dynprune.Config, scored: int = SCORED_ROWS) -> Iterator[Row]:
+        """What happens in each batch of ``stream``; ``scored``: rows by which returns are judged."""
         split = self.data.test
         fast = serving.accelerated(self.model, split, config)
         units = sum(len(mask) for mask in fast.active().values())
-        used = self.used(stream, config)
+        used = self.used(stream, config, scored)
         phase, missing = -1, used[0]
         with torch.inference_mode():
             for arrival in stream.arrivals(split.labels, split.samples.lengths, BATCH_SIZE):
@@ -233,6 +233,7 @@ def main() -> None:
     parser.add_argument("--criterion", default="contribution", choices=[*sorted(CRITERIA), "budget"])
     parser.add_argument("--max-divergence", type=float)
     parser.add_argument("--seeds", type=count, default=3, help="seeds 0 to N - 1")
+    parser.add_argument("--scored-rows", type=count, default=SCORED_ROWS, help="by which returns are judged")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.set_flush_denormal(True)
@@ -257,7 +258,8 @@ def main() -> None:
         about["results"].append({"config": arguments, "phases": records})
         for seed in range(options.seeds):
             stream = served.stream(options.stream, seed)
-            rows = list(served.batches(stream, dynprune.Config(seed=seed, **arguments)))
+            config = dynprune.Config(seed=seed, **arguments)
+            rows = list(served.batches(stream, config, options.scored_rows))
             records += [{"seed": seed, **each} for each in phase_summaries(rows)]
             options.out.write_text(json.dumps(about, indent=1) + "\n")
         show(", ".join(f"{k} {v}" for k, v in arguments.items() if v is not None), stream, records)
