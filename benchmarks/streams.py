@@ -14,6 +14,7 @@ the reactivation threshold; ``missing_returned``, until 90% of those were that w
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import dynprune
+from dynprune.control.criteria import CRITERIA
 from dynprune.experiments import checkpoints, serving
 from dynprune.experiments.catalogue import DEFAULT_SHAPE, Choices, find_experiment
 from dynprune.experiments.data import Data, load
@@ -66,14 +68,14 @@ class Served:
             raise ValueError(f"--stream: expected phases without corruptions, got {text!r}")
         return stream
 
-    def used(self, stream: Stream, config: dynprune.Config) -> list[dict[str, Tensor]]:
+    def used(self, stream: Stream, config: dynprune.Config, count: int) -> list[dict[str, Tensor]]:
         """Of each phase, the units whose score without pruning is above the reactivation threshold."""
         split, sets = self.data.test, []
         for phase in stream.phases:
             fast = serving.accelerated(self.model, split, config)
-            rows = serving.judged_rows(split, phase.traffic, stream.seed)[:SCORED_ROWS]
+            rows = serving.judged_rows(split, phase.traffic, stream.seed)[:count]
             controller = fast._controller
-            controller.config = dynprune.Config(evidence=len(rows) + 1)  # nothing is decided
+            controller.config = dataclasses.replace(config, evidence=len(rows) + 1)  # nothing is decided
             with torch.inference_mode():
                 for some in torch.split(rows, BATCH_SIZE):
                     fast(*split.samples.inputs(some))
@@ -81,12 +83,12 @@ class Served:
             sets.append({name: score > config.reactivate_threshold for name, score in scores.items()})
         return sets
 
-    def batches(self, stream: Stream, config: dynprune.Config) -> Iterator[Row]:
-        """What happens in each batch of ``stream``."""
+    def batches(self, stream: Stream, config: dynprune.Config, scored: int = SCORED_ROWS) -> Iterator[Row]:
+        """What happens in each batch of ``stream``; ``scored``: rows by which returns are judged."""
         split = self.data.test
         fast = serving.accelerated(self.model, split, config)
         units = sum(len(mask) for mask in fast.active().values())
-        used = self.used(stream, config)
+        used = self.used(stream, config, scored)
         phase, missing = -1, used[0]
         with torch.inference_mode():
             for arrival in stream.arrivals(split.labels, split.samples.lengths, BATCH_SIZE):
@@ -215,7 +217,8 @@ def configs(options: argparse.Namespace) -> list[dict[str, Any]]:
         for prune, reactivate in options.thresholds or [(0.05, 0.10)]
         for compensation in options.compensation
     ]
-    return [run | {"max_divergence": options.max_divergence} for run in runs]
+    fixed = {"max_divergence": options.max_divergence, "criterion": options.criterion}
+    return [run | fixed for run in runs]
 
 
 def main() -> None:
@@ -227,8 +230,10 @@ def main() -> None:
     parser.add_argument("--stream", required=True)
     parser.add_argument("--thresholds", type=float, nargs=2, action="append", metavar=("PRUNE", "REACTIVATE"))
     parser.add_argument("--compensation", nargs="+", default=["mean"])
+    parser.add_argument("--criterion", default="contribution", choices=[*sorted(CRITERIA), "budget"])
     parser.add_argument("--max-divergence", type=float)
     parser.add_argument("--seeds", type=count, default=3, help="seeds 0 to N - 1")
+    parser.add_argument("--scored-rows", type=count, default=SCORED_ROWS, help="by which returns are judged")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.set_flush_denormal(True)
@@ -239,25 +244,25 @@ def main() -> None:
             dynprune.Config(**arguments)
         served = Served(options.experiment, options.data_dir, weights)
         served.stream(options.stream, 0)
-    results: list[Row] = []
+    about: Row = {
+        "experiment": options.experiment,
+        "stream": options.stream,
+        "batch_size": BATCH_SIZE,
+        "dense_accuracy": _share(served.answers == served.data.test.labels),
+        "machine": machine_record(),
+        "versions": versions_record(),
+        "results": [],
+    }
     for arguments in runs:
         records: list[Row] = []
+        about["results"].append({"config": arguments, "phases": records})
         for seed in range(options.seeds):
             stream = served.stream(options.stream, seed)
-            rows = list(served.batches(stream, dynprune.Config(seed=seed, **arguments)))
+            config = dynprune.Config(seed=seed, **arguments)
+            rows = list(served.batches(stream, config, options.scored_rows))
             records += [{"seed": seed, **each} for each in phase_summaries(rows)]
-        results.append({"config": arguments, "phases": records})
+            options.out.write_text(json.dumps(about, indent=1) + "\n")
         show(", ".join(f"{k} {v}" for k, v in arguments.items() if v is not None), stream, records)
-        about = {
-            "experiment": options.experiment,
-            "stream": options.stream,
-            "batch_size": BATCH_SIZE,
-            "dense_accuracy": _share(served.answers == served.data.test.labels),
-            "machine": machine_record(),
-            "versions": versions_record(),
-            "results": results,
-        }
-        options.out.write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":

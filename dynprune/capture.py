@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,12 +28,12 @@ class Graph:
 
     Args:
         run: the forward, on inputs at fixed addresses.
-        usage: whether it sums the usage of the units that it computes.
+        record: makes one to be filled.
         device: of the forward. On the CPU there are no graphs; a replay runs it again.
     """
 
-    def __init__(self, run: Run, usage: bool, device: torch.device) -> None:
-        self._run, self._usage = run, usage
+    def __init__(self, run: Run, record: Callable[[], Record], device: torch.device) -> None:
+        self._run, self._new_record = run, record
         self._graph: torch.cuda.CUDAGraph | None = None
         if device.type != "cuda":
             return
@@ -40,17 +41,17 @@ class Graph:
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             for _ in range(_WARM_UP):
-                run(Record(usage=usage))
+                run(record())
         torch.cuda.current_stream(device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        self._record = Record(usage=usage)
+        self._record = record()
         with torch.cuda.graph(self._graph):
             self._output = run(self._record)
 
     def replay(self) -> tuple[Any, Record]:
         """The output and what was measured; on a GPU both are overwritten by the next replay."""
         if self._graph is None:
-            record = Record(usage=self._usage)
+            record = self._new_record()
             return self._run(record), record
         self._graph.replay()
         return self._output, self._record
@@ -80,7 +81,10 @@ class CapturedModel:
             self._inputs = pytree.tree_map_only(Tensor, torch.clone, args)
             self._plan = CapturedPlan(self._controller.builder, plan)
             self._graphs = {
-                usage: Graph(self._forward, usage, server.program.device) for usage in (False, True)
+                usage: Graph(
+                    self._forward, partial(self._controller.live_record, usage=usage), server.program.device
+                )
+                for usage in (False, True)
             }
             # On a CPU nothing has run yet.
             self._forward(Record(usage=False))
@@ -123,11 +127,11 @@ class CapturedModel:
                 self._serial, self._weights = plan.serial, weights
             pytree.tree_map(_copy, self._inputs, args)
             ticket = None if controller.frozen else next(controller.tickets)
-            usage = ticket is not None and controller.wants_usage(ticket)
+            usage = ticket is not None and controller.wants_usage(ticket, self._rows)
             output, measured = self._graphs[usage].replay()
             output = pytree.tree_map_only(Tensor, torch.clone, output)
             seen = Seen(self._rows, plan.serial, live=(self._record(plan, measured), self._rows))
-            if ticket is not None and controller.canaries.has(ticket):
+            if ticket is not None and controller.canaries.has(ticket, self._rows):
                 output = server.answer_canaries(output, Call(args, {}), ticket, seen)
             controller.report(seen)
             return output

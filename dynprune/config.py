@@ -21,9 +21,10 @@ class Config:
     Args:
         prune_threshold: a unit whose score stays below this is pruned.
         reactivate_threshold: a pruned unit whose score rises above this comes back.
-        criterion: ``"contribution"`` (relative to the layer's mean, at any scale),
-            ``"mean_abs"`` (mean |a|, absolute), ``"budget"`` (as much as ``error_budget`` allows, the
-            units of all layers in one ranking; the thresholds are not used), or a callable from
+        criterion: ``"contribution"`` (relative to the layer's mean, at any scale), ``"residual"`` (of what
+            the other units do not predict, relative as well; with ``compensation="lstsq"``),
+            ``"mean_abs"`` (mean |a|, absolute), ``"budget"`` (as much as ``error_budget`` allows, the units
+            of all layers in one ranking; the thresholds are not used), or a callable from
             :class:`~dynprune.control.criteria.GroupView` to scores ``[units]``.
         error_budget: with ``criterion="budget"``, how much of the output pruning may change: the mean square
             of the difference, as a share of the output's variance over the rows. Canary rows measure
@@ -33,17 +34,24 @@ class Config:
             costs nothing while serving (but more at each publication, see docs/design.md); ``"none"``, zero;
             ``"auto"``, the mean or zero, whichever makes the answers surer on the traffic served (a rule
             of thumb for classifiers, see docs/design.md; the mean where a guard or a budget compares rows).
-        canary_interval: one in so many batches carries canary rows.
+        canary_interval: one in so many batches carries canary rows. None: one in 16 batches of 64 rows or
+            more; smaller ones as often as keeps the share of such rows, so that requests of 1 to 8 rows,
+            which are canaries as a whole, are one in 128; and of batches that take less than 150 million
+            multiply-adds by all units as many fewer as they are smaller, down to one in 1024 (unless a
+            guard or a budget measures with them).
         canary_rows: rows of such a batch that are computed by all units.
         dwell: batches a unit keeps its state after a flip.
         min_active: units of a group that stay active whatever their score (all of a smaller group).
-        evidence: rows to be seen before a decision.
+        evidence: rows to be seen before the first decision; a sixteenth of that before each further one.
         window: rows after which an observation counts half.
         max_flips: share of all units that one update may flip (the first decision after a start or a
             drift, and ``calibrate``, have no cap).
         drift_threshold: deviation of live usage from its running band, as a multiple of the usual
             deviation, above which the traffic counts as changed: everything comes back at once and is
             observed anew. ``math.inf`` turns this off.
+        drift_interval: how often the drift detector looks at live usage: one in so many batches. None: one in
+            4, of batches under 150 million multiply-adds as many fewer as they are smaller, down to
+            one in 256: what a look costs is small beside a larger batch only.
         max_divergence: share of canary rows whose answer (the largest output) pruning may change; the
             controller lowers the thresholds while the measured share may be above it. None: no guard.
         dtype: what the model computes in, on a copy of the weights; None: as it is. Float32
@@ -69,7 +77,7 @@ class Config:
     criterion: str | Callable[[GroupView], Tensor] = "contribution"
     error_budget: float = 0.01
     compensation: str = "mean"
-    canary_interval: int = 16
+    canary_interval: int | None = None
     canary_rows: int = 8
     dwell: int = 16
     min_active: int = 4
@@ -77,6 +85,7 @@ class Config:
     window: int = 2048
     max_flips: float = 0.05
     drift_threshold: float = 4.0
+    drift_interval: int | None = None
     max_divergence: float | None = None
     dtype: torch.dtype | None = None
     input_threshold: float = 0.0
@@ -110,11 +119,19 @@ class Config:
             "criterion",
             f"one of {', '.join(sorted([*CRITERIA, 'budget']))} or a callable",
         )
+        expect(
+            self.criterion != "residual" or self.compensation == "lstsq",
+            "compensation",
+            "'lstsq' with criterion='residual'",
+        )
         expect(0 < number("error_budget") <= 1, "error_budget", "in (0, 1]")
         expect(self.compensation in COMPENSATIONS, "compensation", f"one of {', '.join(COMPENSATIONS)}")
-        for name in ("canary_interval", "canary_rows", "min_active", "evidence", "window"):
+        for name in (
+            "canary_interval", "drift_interval", "canary_rows", "min_active", "evidence", "window",
+        ):  # fmt: skip
             value = getattr(self, name)
-            expect(isinstance(value, int) and value >= 1, name, "a whole number of at least 1")
+            absent = value is None and name in ("canary_interval", "drift_interval")
+            expect(absent or (isinstance(value, int) and value >= 1), name, "a whole number of at least 1")
         expect(isinstance(self.dwell, int) and self.dwell >= 0, "dwell", "a whole number of batches")
         expect(0 < number("max_flips") <= 1, "max_flips", "in (0, 1]")
         expect(number("drift_threshold") > 1, "drift_threshold", "above 1")

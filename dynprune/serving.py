@@ -14,7 +14,7 @@ from dynprune.config import Config
 from dynprune.control.answers import answers_of, compare, margins
 from dynprune.control.controller import Controller
 from dynprune.control.seen import Seen
-from dynprune.lowering.ir import Program
+from dynprune.lowering.ir import LSTMSite, Program
 from dynprune.ops.devices import fetch, upload
 from dynprune.plan.plan import Plan
 from dynprune.plan.record import Record
@@ -23,6 +23,7 @@ from dynprune.rows import alike, batch_size, close, leaves_of, merge, put_rows, 
 _ROW_TOLERANCE = 1e-4
 # Images larger than this between two layers of a slice fall out of the cache before they are read.
 _SLICE_BYTES = 3 * 2**20
+_SHAPES = 32  # of inputs whose operations are remembered
 
 
 class Call:
@@ -55,6 +56,10 @@ class Server:
         self.run: Callable[..., Any] = program.module.forward  # (plan, record, *inputs)
         self.row_wise = False
         self.slice_rows = 0
+        # What takes as many operations whenever its input has the same shape is counted once per plan.
+        counts_by_shape = not any(isinstance(site, LSTMSite) for site in program.sites)
+        self._counts_by_shape = counts_by_shape and config.input_threshold == 0
+        self._counted: tuple[Plan | None, dict[torch.Size | None, Record]] = (None, {})
 
     def serve(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The answer to one call."""
@@ -72,10 +77,13 @@ class Server:
             return self._serve_dense(plan, call, Seen(call.rows, plan.serial))
         if controller.compares and not plan.dense:
             return self._serve_compared(plan, call, ticket)
-        if controller.canaries.has(ticket):
+        if controller.canaries.has(ticket, call.rows):
             return self._serve_canary(plan, call, ticket)
         return self._serve_live(
-            plan, call, usage=controller.wants_usage(ticket), rival=controller.tries(plan, ticket)
+            plan,
+            call,
+            usage=controller.wants_usage(ticket, call.rows),
+            rival=controller.tries(plan, ticket, call.rows),
         )
 
     def run_rows(self, plan: Plan, record: Record | None, call: Call) -> Any:
@@ -94,8 +102,11 @@ class Server:
         return merge(parts, torch.cat)
 
     def _serve_live(self, plan: Plan, call: Call, *, usage: bool, rival: Plan | None = None) -> Any:
-        record = self.controller.live_record(usage=usage)
-        output = self.run_rows(plan, record, call)
+        known = None if usage else self._known(plan, call)
+        record = self.controller.live_record(usage=usage) if known is None else known
+        output = self.run_rows(plan, record if known is None else None, call)
+        if known is None and not usage:
+            self._remember(plan, call, record)
         seen = Seen(call.rows, plan.serial, live=(record, call.rows))
         if rival is not None:
             seen.repeated = self.controller.live_record(usage=False)
@@ -104,6 +115,22 @@ class Server:
                 seen.tried = pair[0], pair[1]
         self.controller.report(seen)
         return output
+
+    def _known(self, plan: Plan, call: Call) -> Record | None:
+        """The record, without usage, of a call like this one on the same plan; None: there was none yet."""
+        counted, records = self._counted
+        if counted is not plan or len(call.args) != 1 or call.kwargs:
+            return None
+        return records.get(getattr(call.args[0], "shape", None))
+
+    def _remember(self, plan: Plan, call: Call, record: Record) -> None:
+        alone = len(call.args) == 1 and isinstance(call.args[0], Tensor) and not call.kwargs
+        if not (self._counts_by_shape and self.row_wise and alone):
+            return
+        counted, records = self._counted
+        if counted is not plan or len(records) >= _SHAPES:
+            records = {}
+        self._counted = plan, {**records, call.args[0].shape: record}
 
     def _serve_dense(self, plan: Plan, call: Call, seen: Seen) -> Any:
         record = self.controller.dense_record()
@@ -122,7 +149,8 @@ class Server:
         rest = torch.ones(rows, dtype=torch.bool)
         rest[chosen] = False
         others = rest.nonzero().flatten()
-        dense_record, live_record = controller.dense_record(), controller.live_record(usage=True)
+        dense_record = controller.dense_record()
+        live_record = controller.live_record(usage=controller.wants_usage(ticket, rows))
         dense = self.run_rows(controller.dense_plan, dense_record, call.take(chosen))
         live = self.run_rows(plan, live_record, call.take(others))
         seen.dense, seen.live = (dense_record, len(chosen)), (live_record, len(others))
@@ -157,7 +185,7 @@ class Server:
         """
         controller, rows = self.controller, call.rows
         guard = controller.guard
-        watched = ticket is not None and (guard is not None or controller.wants_usage(ticket))
+        watched = ticket is not None and (guard is not None or controller.wants_usage(ticket, rows))
         record = controller.live_record(usage=watched)
         live = self.run_rows(plan, record, call)
         seen = Seen(rows, plan.serial, live=(record, rows))
@@ -179,7 +207,7 @@ class Server:
         if ticket is not None:
             if controller.verifying:
                 canary[:] = True
-            elif controller.canaries.has(ticket):
+            elif controller.canaries.has(ticket, rows):
                 canary[controller.canaries.choose(ticket, rows)] = True
         if not self.row_wise:  # all rows or none
             canary[:] = bool(canary.any())

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynprune.control.criteria import GroupView
+from dynprune.control.work import multiply_adds
 from dynprune.lowering.ir import LayerSite, LSTMSite, Program
 
 # A unit's score is the share of the budget that is spent on it and all that go before it.
@@ -23,17 +24,7 @@ _ENOUGH = 0.6  # share of the budget below which there is room for more
 
 def unit_costs(program: Program) -> dict[str, float]:
     """Group -> multiply-adds per row that one of its units takes: its own, and of those that read it."""
-    macs = dict.fromkeys(range(len(program.sites)), 0.0)
-    for node, index in program.site_of.items():
-        site = program.sites[index]
-        if isinstance(site, LayerSite):
-            shape = node.meta["shape"]
-            image = isinstance(site.module, nn.Conv2d)
-            positions = math.prod(shape[2:] if image else shape[1:-1])
-            macs[index] = float(site.module.weight.numel() * positions)
-        elif isinstance(site, LSTMSite):
-            steps = math.prod((node.meta.get("in_shape") or (1, 1))[1:-1])
-            macs[index] = float(sum(p.numel() for p in site.layer.lstm.parameters()) * steps)
+    macs = multiply_adds(program)
     costs = dict.fromkeys(program.groups, 0.0)
     for index, site in enumerate(program.sites):
         if isinstance(site, LayerSite) and site.group is not None:

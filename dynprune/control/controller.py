@@ -17,7 +17,7 @@ from torch import Tensor
 from dynprune.config import Config
 from dynprune.control import policy
 from dynprune.control.budget import PRUNE, REACTIVATE, Budget, budget_scores, unit_costs
-from dynprune.control.canaries import Canaries
+from dynprune.control.canaries import Canaries, Looks
 from dynprune.control.criteria import CRITERIA, GroupView
 from dynprune.control.drift import DriftDetector
 from dynprune.control.guard import Guard
@@ -25,6 +25,8 @@ from dynprune.control.seen import Seen
 from dynprune.control.statistics import Statistics
 from dynprune.control.trial import Trial
 from dynprune.control.usage import UsageStats
+from dynprune.control.watched import watched_usage
+from dynprune.control.work import multiply_adds
 from dynprune.control.worker import Worker
 from dynprune.lowering.ir import LayerSite, LSTMSite, Program
 from dynprune.plan.build import PlanBuilder, squared_columns
@@ -34,9 +36,8 @@ from dynprune.plan.shared import share_weights
 from dynprune.plan.substitute import Substitute
 
 _log = logging.getLogger("dynprune")
-# Once the drift detector knows its band it looks at one batch in so many: usage sums cost a few
-# percent of a convolution, and an alarm two batches earlier is not worth them on all the others.
-_LIVE_INTERVAL = 4
+# A decision waits for so much of the evidence anew: it takes longer than the statistics of a canary.
+_FRESH = 1 / 16
 # A guard needs to know more than the policy: it takes so many times the canary rows.
 _GUARD_RATE = 4
 # Another plan is another model to the guard and the drift detector if it differs in more of its units.
@@ -71,7 +72,11 @@ class Controller:
         self.inbox: collections.deque[Seen] = collections.deque()
         self.tickets = itertools.count()
         rate = 1 if config.max_divergence is None else _GUARD_RATE
-        self.canaries = Canaries(config.seed, -(-config.canary_interval // rate), config.canary_rows)
+        # A guard and a budget measure with every canary what they promise: no request is too small for that.
+        measures = config.max_divergence is not None or config.criterion == "budget"
+        work = math.inf if measures else sum(multiply_adds(program).values())
+        self.canaries = Canaries(config.seed, config.canary_interval, config.canary_rows, rate, work)
+        self.looks = Looks(config.seed, config.drift_interval, work)
         self.worker = Worker(self._empty_inbox) if config.background else None
         self.callbacks: list[Callable[[dict[str, Tensor]], None]] = []
         self.frozen = False
@@ -80,6 +85,7 @@ class Controller:
         self.forced: dict[str, Tensor] = {}
         self.counts = dict.fromkeys(_COUNTS, 0)
         self.usage_reads = program.usage_reads
+        self.watched = watched_usage(program)
         self.statistics = Statistics(program, config.window)
         self.states = self._all_active()
         self.drift = DriftDetector(config.drift_threshold)
@@ -153,12 +159,13 @@ class Controller:
 
     # What forwards ask ----------------------------------------------------------------------------
 
-    def tries(self, plan: Plan, ticket: int) -> Plan | None:
+    def tries(self, plan: Plan, ticket: int, rows: int) -> Plan | None:
         """The plan that this batch should run on as well, to compare compensations; mostly None."""
         rival = self.rival
         if rival is None or self.trial is None or rival.serial != plan.serial:
             return None
-        return rival if self.trial.undecided or ticket % self.config.canary_interval == 0 else None
+        again = ticket % self.canaries.interval_of(rows) == 0
+        return rival if self.trial.undecided or again else None
 
     @property
     def compares(self) -> bool:
@@ -172,10 +179,13 @@ class Controller:
             return False
         return self.guard.verifying or not (self.drift.warm or self.config.drift_threshold == math.inf)
 
-    def wants_usage(self, ticket: int) -> bool:
+    def wants_usage(self, ticket: int, rows: int) -> bool:
         """Whether the live usage of this batch feeds the drift detector."""
-        watching = not self.observing and self.config.drift_threshold < math.inf
-        return watching and (not self.drift.warm or ticket % _LIVE_INTERVAL == 0)
+        if self.observing or self.config.drift_threshold == math.inf:
+            return False
+        if not self.drift.warm:
+            return True
+        return self.looks.has(ticket, rows)
 
     def dense_record(self) -> Record:
         """An empty record for rows that run by all units."""
@@ -183,7 +193,7 @@ class Controller:
 
     def live_record(self, *, usage: bool) -> Record:
         """An empty record for rows that run on the published plan."""
-        return Record(usage=usage, input_threshold=self.config.input_threshold)
+        return Record(usage=usage, watched=self.watched, input_threshold=self.config.input_threshold)
 
     def report(self, seen: Seen) -> None:
         """Take in what a forward saw; may publish a plan.
@@ -279,7 +289,7 @@ class Controller:
             self._fresh_rows += seen.dense[1]
             enough = self.statistics.rows >= self.config.evidence
             if self.observing or not self.verifying:
-                if enough and (self._owed or self._fresh_rows >= self.config.canary_rows):
+                if enough and (self._owed or self._fresh_rows >= _FRESH * self.config.evidence):
                     settle, self._fresh_rows, self._owed = self.observing or self._owed, 0, False
                     self._decide(settle)
         if seen.live is not None and not self.observing and seen.serial == self.plan.serial:
@@ -302,8 +312,13 @@ class Controller:
     def scores(self) -> dict[str, Tensor]:
         """Group -> score ``[units]`` under the criterion."""
         criterion, statistics = self.config.criterion, self.statistics
+        residuals: Mapping[str, list[Tensor]] = {}
+        if self.builder.products and (criterion == "residual" or callable(criterion)):
+            residuals = statistics.reader_residuals()
         views = {
-            name: GroupView(name, statistics.stats(name), norms, statistics.reader_vars(name))
+            name: GroupView(
+                name, statistics.stats(name), norms, statistics.reader_vars(name), residuals.get(name, [])
+            )
             for name, norms in self.reader_norms.items()
         }
         if self.budget is not None:
@@ -459,7 +474,7 @@ class Controller:
         units = sum(int(mask.sum()) for mask in was.values())
         changed = sum(int((was[name] != now[name]).sum()) for name in now)
         if changed <= _SAME_PLAN * units:
-            self.drift.carry(was, now)
+            self.drift.carry(*({n: m for n, m in each.items() if n in self.watched} for each in (was, now)))
             return
         self.drift.reset()
         for judge in (self.guard, self.budget, self.trial):

@@ -27,12 +27,15 @@ class GroupView:
             twice, in a concatenation, counts as two.
         reader_vars: for each of them the variance of what is read ``[units]``, in a group of several
             layers; empty otherwise, where the variance is that of the usage.
+        reader_residuals: for each of them the variance of what is read that the other units there do not
+            predict ``[units]``, with ``compensation="lstsq"``; empty otherwise.
     """
 
     name: str
     usage: UsageStats
     reader_norms: list[Tensor]
     reader_vars: list[Tensor] = dataclasses.field(default_factory=list)
+    reader_residuals: list[Tensor] = dataclasses.field(default_factory=list)
 
 
 def mean_abs(view: GroupView) -> Tensor:
@@ -58,8 +61,25 @@ def contribution(view: GroupView) -> Tensor:
     return result
 
 
+def residual(view: GroupView) -> Tensor:
+    """As :func:`contribution`, of the variance of each unit that the others do not predict.
+
+    That is what least squares cannot make up for: a unit that varies much, but goes along with others, is
+    pruned before one of its own. Removing a unit costs ``||W[:, j]||^2 / (C^-1)[j, j]`` for the covariance C,
+    after Optimal Brain Surgeon (Hassibi and Stork 1993).
+    """
+    result = torch.full_like(view.usage.var, float("nan"))
+    for var, norms in zip(view.reader_residuals, view.reader_norms, strict=True):
+        share = var * norms
+        mean = share.mean()
+        if mean > 0:
+            result = torch.fmax(result, share / mean)
+    return result
+
+
 # Those that look at one group at a time; "budget" ranks all units together, see control/budget.py.
 CRITERIA: dict[str, Callable[[GroupView], Tensor]] = {
     "mean_abs": mean_abs,
     "contribution": contribution,
+    "residual": residual,
 }

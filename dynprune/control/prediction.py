@@ -39,13 +39,38 @@ class RunningProducts:
         self.count = self.count * keep + positions
 
 
+def residual_variances(moments: RunningProducts) -> Tensor:
+    """The variance of each unit that a linear prediction from all the others leaves ``[units]``.
+
+    ``1 / diag(inverse covariance)``; the variance itself where the covariance cannot be inverted, NaN where
+    nothing was seen.
+    """
+    units = len(moments.sums)
+    if moments.count == 0:
+        return torch.full((units,), float("nan"), dtype=torch.float64)
+    covariance, _ = _moments(moments)
+    variance = covariance.diagonal().clone()
+    ridge = _RIDGE * variance.mean().clamp(min=1e-30)
+    covariance.diagonal().add_(ridge)
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    if bool(failed):
+        return variance.clamp(min=0.0)
+    return (1 / torch.cholesky_inverse(factor).diagonal() - ridge).clamp(min=0.0)
+
+
+def _moments(moments: RunningProducts) -> tuple[Tensor, Tensor]:
+    """Covariance ``[units, units]`` and mean ``[units]`` of what was seen, which is something."""
+    mean = moments.sums / moments.count
+    return moments.products / moments.count - torch.outer(mean, mean), mean
+
+
 def predict_pruned(moments: RunningProducts, active: Tensor) -> Substitute:
     """The best linear prediction, in the mean square, of pruned units from ``active`` (bool ``[units]``)."""
     mean = moments.sums / max(moments.count, 1e-300)
     kept, gone = active.nonzero().flatten(), (~active).nonzero().flatten()
     if moments.count == 0 or len(kept) == 0 or len(gone) == 0:
         return Substitute(mean.float())
-    covariance = moments.products / moments.count - torch.outer(mean, mean)
+    covariance, _ = _moments(moments)
     among = covariance[kept[:, None], kept]
     ridge = _RIDGE * among.diagonal().mean().clamp(min=1e-30)
     among.diagonal().add_(ridge)

@@ -13,7 +13,7 @@ from dynprune.ops.devices import Download
 from dynprune.plan.record import Record
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Seen:
     """What one forward reports.
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dynprune.control.prediction import RunningProducts, predict_pruned
+from dynprune.control.prediction import RunningProducts, predict_pruned, residual_variances
 from dynprune.control.usage import RunningMean, RunningUsage, UsageStats
 from dynprune.lowering.ir import Program
 from dynprune.plan.record import Record
@@ -71,6 +71,16 @@ class Statistics:
         if name in self.usage:
             return []
         return [UsageStats.from_sums(part).var for part in self._parts(name)]
+
+    def reader_residuals(self) -> dict[str, list[Tensor]]:
+        """Group -> as ``GroupView.reader_residuals``; of the products that least squares measures."""
+        result: dict[str, list[Tensor]] = {name: [] for name in self.program.groups}
+        for read, products in zip(self.program.reads, self.products, strict=True):
+            groups = read.layout.groups
+            parts = torch.split(residual_variances(products), [self.program.groups[g].units for g in groups])
+            for group, part in zip(groups, parts, strict=True):
+                result[group].append(part)
+        return result
 
     def _parts(self, name: str) -> list[Tensor]:
         """Usage sums ``[4, units]`` of a group of several layers, at each place where it is read."""

@@ -35,19 +35,14 @@ class ByChannel(nn.Module):
         return self.op(x, *args, **kwargs)
 
 
-class MaxPoolUnits(nn.Module):
-    """A max pool on a compact image, without the indices that PyTorch's own computes."""
-
-    def __init__(self, geometry: tables.MaxPool) -> None:
-        super().__init__()
-        self.geometry = geometry
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[batch, active, height, width]`` to the pooled size."""
-        if x.dtype == torch.float32 and x.device.type == "cpu":
-            y: Tensor = torch.ops.dynprune.max_pool2d.default(x, *self.geometry)
-            return y
-        return reference.max_pool2d(x, *self.geometry)
+def max_pool_units(x: Tensor, *geometry: Any) -> Tensor:
+    """A max pool on a compact image ``[batch, active, height, width]``, without the indices that PyTorch's
+    own computes.
+    """
+    if x.dtype == torch.float32 and x.device.type == "cpu":
+        y: Tensor = torch.ops.dynprune.max_pool2d.default(x, *geometry)
+        return y
+    return reference.max_pool2d(x, *geometry)
 
 
 def flatten_units(x: Tensor) -> Tensor:
@@ -84,7 +79,7 @@ def emit(analysis: Analysis) -> Program:
         elif tables.is_size(node) and tables.source_of(node) in analysis.layouts:
             values[node] = full_size(graph, analysis.layouts, values, node)
         else:
-            values[node] = graph.node_copy(node, inputs.__getitem__)
+            values[node] = _copy(graph, modules, inputs, node)
     graph.lint()
     program = fx.GraphModule(holder, graph, "DynpruneProgram")
     program.graph.eliminate_dead_code()  # sizes that were asked for a flatten
@@ -101,6 +96,19 @@ def emit(analysis: Analysis) -> Program:
         expanded=analysis.expanded,
         notes=analysis.notes,
     )
+
+
+def _copy(
+    graph: fx.Graph, modules: dict[str, nn.Module], values: dict[fx.Node, fx.Node], node: fx.Node
+) -> fx.Node:
+    """A node as it is; a flatten as a function, whose call takes less than a module's."""
+    module = modules.get(str(node.target)) if node.op == "call_module" else None
+    if type(module) is nn.Flatten and not (module._forward_hooks or module._forward_pre_hooks):
+        args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+        if len(args) == 1 and not kwargs:
+            return graph.call_function(torch.flatten, (*args, module.start_dim, module.end_dim))
+    copied: fx.Node = graph.node_copy(node, values.__getitem__)
+    return copied
 
 
 class _Holder(nn.Module):
@@ -152,8 +160,7 @@ def _keep(
         geometry = tables.max_pool_geometry(node, modules)
         name = f"dynprune_{node.name}"  # apart from the model's own
         if geometry is not None:
-            holder.add_module(name, MaxPoolUnits(geometry))
-            return graph.call_module(name, (values[tables.source_of(node)],))
+            return graph.call_function(max_pool_units, (values[tables.source_of(node)], *geometry))
         op: Any = modules[str(node.target)] if node.op == "call_module" else node.target
         holder.add_module(name, ByChannel(op))
         args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)

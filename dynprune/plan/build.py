@@ -157,7 +157,7 @@ class PlanBuilder:
                 assert isinstance(old, (LinearEntry, Conv2dEntry))
                 return dataclasses.replace(old, bias=_layer_bias(site, own, inputs))
             kind, slope = site.activation
-            common |= {"activation": kind, "slope": slope, "group": self.usage_name(index, site)}
+            common |= {"activation": kind, "slope": slope, "group": usage_name(self.program, index, site)}
             common["packed"] = self.packed
             if isinstance(site.module, nn.Conv2d):
                 return conv2d_entry(site, own, inputs, **common)
@@ -194,15 +194,16 @@ class PlanBuilder:
         points = site.recurrent or (None,) * len(site.layer.suffixes)
         return [self.inputs_of(point, active, substitutes) for point in points]
 
-    def usage_name(self, index: int, site: LayerSite) -> str | None:
-        """Under which name a layer's epilogue sums its outputs; None: not at all."""
-        if site.group is None:
-            return None
-        if self.program.groups[site.group].usage_site == index:
-            return site.group
-        # Its group's usage is taken further on, from dense rows; what comes out here serves the drift
-        # detector, on all rows.
-        return f"{site.name}:output"
+
+def usage_name(program: Program, index: int, site: LayerSite) -> str | None:
+    """Under which name the epilogue of a layer, the site ``index``, sums its outputs; None: not at all."""
+    if site.group is None:
+        return None
+    if program.groups[site.group].usage_site == index:
+        return site.group
+    # Its group's usage is taken further on, from dense rows; what comes out here serves the drift
+    # detector, on all rows.
+    return f"{site.name}:output"
 
 
 def _layer_bias(site: LayerSite, own: Tensor | None, inputs: Inputs) -> Tensor:

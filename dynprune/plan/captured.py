@@ -19,7 +19,7 @@ from dynprune.lowering.convolution import conv_padding, is_depthwise
 from dynprune.lowering.ir import ExpandSite, LayerSite, Layout, LSTMSite, NormSite, Site
 from dynprune.ops import lstm_reference, reference
 from dynprune.ops.devices import upload
-from dynprune.plan.build import PlanBuilder
+from dynprune.plan.build import PlanBuilder, usage_name
 from dynprune.plan.captured_entries import (
     CapturedEntry,
     CapturedExpand,
@@ -112,7 +112,7 @@ class CapturedPlan:
         result: list[tuple[str, Layout]] = []
         for index, site in enumerate(self.program.sites):
             if isinstance(site, LayerSite) and site.group is not None:
-                name = self._compact.usage_name(index, site)
+                name = usage_name(self.program, index, site)
                 if name is not None:
                     result.append((name, site.follows or Layout((site.group,), 1)))
             elif isinstance(site, LSTMSite):

@@ -213,7 +213,7 @@ class LSTMEntry:
         """The outputs, then the last hidden state of each direction, then the last cell states."""
         sizes = [bias.shape[2] for bias in self.bias]
         usage = None
-        if record is not None and record.want_usage and self.groups:
+        if record is not None and any(map(record.watches, self.groups)):
             usage = x.new_zeros((reference.USAGE_ROWS, sum(sizes)), dtype=torch.float64)
         given = hidden is not None and cell is not None
         first = None
@@ -232,8 +232,9 @@ class LSTMEntry:
                 read(record, index, part, Layout((), 2), steps)
             if usage is not None:
                 for group, part in zip(self.groups, torch.split(usage, sizes, 1), strict=True):
-                    record.add_usage(group, part)
-                    record.expect(group, steps)
+                    if record.watches(group):
+                        record.add_usage(group, part)
+                        record.expect(group, steps)
             record.operations += steps * self.macs
             if given and self.starts is not None:
                 record.operations += h.shape[0] * self.starts.macs

@@ -19,12 +19,13 @@ class Record:
         reads: whether to sum the values at the read points as well (dense plans only).
         usage_reads: read points of which the usage is wanted, not only the sums.
         products: whether to sum the products of any two units there too.
+        watched: whose usage to sum, by the names of ``usage``; None: all.
         input_threshold: up to which linear layers may leave out inputs of few rows.
     """
 
     __slots__ = (
         "dense_operations", "expected", "input_threshold", "operations", "products", "read_usage", "reads",
-        "usage", "usage_reads", "want_products", "want_reads", "want_usage",
+        "usage", "usage_reads", "want_products", "want_reads", "want_usage", "watched",
     )  # fmt: skip
 
     def __init__(
@@ -34,12 +35,14 @@ class Record:
         reads: bool = False,
         usage_reads: Container[int] = (),
         products: bool = False,
+        watched: Container[str] | None = None,
         input_threshold: float = 0.0,
     ) -> None:
         self.want_usage = usage
         self.want_reads = reads
         self.usage_reads = usage_reads
         self.want_products = products
+        self.watched = watched
         self.input_threshold = input_threshold
         # [4, active] float64 by group, or by layer where a group has several
         self.usage: dict[str, Tensor] = {}
@@ -50,10 +53,14 @@ class Record:
         self.operations = 0
         self.dense_operations = 0
 
+    def watches(self, group: str | None) -> bool:
+        """Whether the usage of this group is wanted."""
+        return self.want_usage and group is not None and (self.watched is None or group in self.watched)
+
     def usage_of(self, group: str | None, bias: Tensor) -> Tensor | None:
         """The buffer for a kernel to add to, if the usage of this group is wanted: of the units of a layer's
         ``bias`` ``[..., active]``."""
-        if not self.want_usage or group is None:
+        if group is None or not self.watches(group):
             return None
         if group not in self.usage:
             self.usage[group] = bias.new_zeros((USAGE_ROWS, bias.shape[-1]), dtype=torch.float64)
@@ -61,7 +68,7 @@ class Record:
 
     def expect(self, group: str | None, positions: int) -> None:
         """A layer of ``group`` computed so many activations of each unit."""
-        if group is not None and self.want_usage:
+        if self.want_reads and self.want_usage and group is not None:
             self.expected[group] = self.expected.get(group, 0) + positions
 
     @property

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import dynprune
-from dynprune.control.prediction import RunningProducts, predict_pruned
+from dynprune.control.prediction import RunningProducts, predict_pruned, residual_variances
 
 
 def moments(values: Tensor, *, batches: int = 1, window: int = 10**12) -> RunningProducts:
@@ -34,6 +34,39 @@ def test_prediction_is_that_of_least_squares() -> None:
     error = np.square(values[:, ~active].numpy() - predicted).mean()
     assert np.square(values[:, ~active].numpy() - ours.numpy()).mean() <= 1.01 * error
     assert error < 0.9 * values[:, ~active].var(0).mean()
+
+
+def test_residual_variances_are_those_of_regressions_on_all_others() -> None:
+    torch.manual_seed(1)
+    values = torch.randn(500, 6) @ torch.randn(6, 6) * torch.tensor([1.0, 2, 1, 3, 1, 1]) + 5
+    values[:, 2] = values[:, 0] - values[:, 1]  # predicted by the others, as these are by it
+    values = torch.cat([values, torch.full((500, 1), 7.0)], 1)  # never varies
+    got = residual_variances(moments(values))
+    for unit in range(7):
+        others = [other for other in range(7) if other != unit]
+        design = np.column_stack([values[:, others].numpy(), np.ones(500)])
+        fit, *_ = np.linalg.lstsq(design, values[:, unit].numpy(), rcond=None)
+        left = np.square(values[:, unit].numpy() - design @ fit).mean()
+        # The ridge leaves up to about its own size, a thousandth of the mean variance.
+        assert float(got[unit]) == pytest.approx(left, rel=0.05, abs=3e-3 * float(values.var(0).mean()))
+    assert float(got[3]) > 0.1
+    assert residual_variances(RunningProducts(3, 10)).isnan().all()
+
+
+def test_residual_spares_what_nothing_predicts() -> None:
+    """Of units that vary alike, by contribution none goes; by what the others leave the copies do."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    with torch.no_grad():
+        model[0].weight[8:] = model[0].weight[:1] * torch.linspace(1, 1.1, 8)[:, None]
+        model[0].bias.fill_(3.0)
+        model[2].weight.fill_(0.3)
+    x = torch.randn(512, 8)
+    config = dynprune.Config(0.1, 0.2, criterion="residual", compensation="lstsq", min_active=1)
+    fast = dynprune.accelerate(model, x, config)
+    fast.calibrate(x)
+    active = fast.active()["0"]
+    assert not active[8:].any() and active[1:8].all()
 
 
 @pytest.mark.parametrize("active", [[True] * 3, [False] * 3], ids=["all", "none"])

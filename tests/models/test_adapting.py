@@ -21,7 +21,7 @@ SOME = torch.arange(UNITS) % 9 == 0
 
 
 def serving(model: nn.Module | None = None, **config: Any) -> dynprune.AcceleratedModel:
-    config = {"evidence": 128, **config}
+    config = {"evidence": 128, "canary_interval": 16, "drift_interval": 4, **config}
     return dynprune.accelerate(model or two_halves(), torch.zeros(2, INPUTS), Config(**config))
 
 
@@ -572,3 +572,25 @@ def test_a_group_forced_during_the_first_decision_is_decided_on_when_released() 
     assert not fast.stats()["observing"] and fast.active()["0"].all()
     fast.release("0")
     assert torch.equal(fast.active()["0"], LOW)
+
+
+def test_operations_that_were_counted_once_are_those_of_every_call() -> None:
+    """A call whose input has a known shape runs without being counted; another shape or plan is counted."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    ).eval()
+    fast = dynprune.accelerate(model, torch.randn(4, 3, 12, 12))
+    fast.freeze()
+
+    def check(rows: int, size: int, active: int) -> None:
+        before = fast.stats()["operations"]
+        fast(torch.randn(rows, 3, size, size))
+        assert fast.stats()["operations"] - before == rows * ((size - 2) ** 2 * 27 + 4) * active
+
+    for active in (8, 3):
+        fast.set_active("0", torch.arange(8) < active)
+        for rows, size in ((4, 12), (4, 12), (2, 12), (4, 9), (4, 12), (4, 9)):
+            check(rows, size, active)
+    expected = 2 * 8 * sum(r * ((s - 2) ** 2 * 27 + 4) for r, s in [(4, 12)] * 3 + [(2, 12)] + [(4, 9)] * 2)
+    assert fast.stats()["dense_operations"] == expected

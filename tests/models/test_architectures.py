@@ -195,7 +195,7 @@ def test_live_usage_of_sums_reaches_the_drift_detector() -> None:
     """A model whose only group is a sum: other traffic has to be noticed all the same."""
     torch.manual_seed(0)
     model = nn.Sequential(Both(), nn.ReLU(), nn.Linear(24, 3)).eval()
-    config = dynprune.Config(prune_threshold=0.5, reactivate_threshold=0.9, evidence=64)
+    config = dynprune.Config(prune_threshold=0.5, reactivate_threshold=0.9, evidence=64, drift_interval=4)
     fast = dynprune.accelerate(model, torch.randn(4, 9), config)
     assert [group.layers for group in fast.groups.values()] == [["0.a", "0.b"]]
     for _ in range(120):

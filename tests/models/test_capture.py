@@ -48,7 +48,8 @@ def test_least_squares(name: str) -> None:
 
 def settled() -> tuple[dynprune.AcceleratedModel, Traffic]:
     """A model that has learned that one half of its units is not used."""
-    fast = dynprune.accelerate(two_halves(), torch.randn(2, 16), dynprune.Config(evidence=256))
+    config = dynprune.Config(evidence=256, canary_interval=16, drift_interval=4)
+    fast = dynprune.accelerate(two_halves(), torch.randn(2, 16), config)
     traffic = Traffic()
     fast.calibrate([traffic.low(512)])
     return fast, traffic

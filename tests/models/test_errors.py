@@ -59,9 +59,14 @@ CONFIGS = {
     ),
     "criterion": (
         {"criterion": "size"},
-        "expected criterion one of budget, contribution, mean_abs or a callable",
+        "expected criterion one of budget, contribution, mean_abs, residual or a callable",
+    ),
+    "residual": (
+        {"criterion": "residual"},
+        "expected compensation 'lstsq' with criterion='residual', got 'mean'",
     ),
     "interval": ({"canary_interval": 0}, "expected canary_interval a whole number of at least 1, got 0"),
+    "looks": ({"drift_interval": 1.5}, "expected drift_interval a whole number of at least 1, got 1.5"),
     "rows": ({"canary_rows": 2.5}, "expected canary_rows a whole number of at least 1, got 2.5"),
     "dwell": ({"dwell": -1}, "expected dwell a whole number of batches, got -1"),
     "min_active": ({"min_active": 0}, "expected min_active a whole number"),

@@ -84,7 +84,7 @@ def test_traffic_that_swings_at_the_canaries_period(thresholds: tuple[float, flo
     both kinds are seen; and what is pruned does not swing with the traffic."""
     traffic, model = Traffic(), two_halves()
     batches = [traffic.low(16) if n % period else traffic.high(16) for n in range(800)]
-    fast = settled(dynprune.Config(*thresholds), model, batches)
+    fast = settled(dynprune.Config(*thresholds, canary_interval=16, drift_interval=4), model, batches)
     assert fast.stats()["flips"] <= 2 * UNITS, "no more than two flips of a unit in 800 batches"
     assert (fast.usage()["0"].var > 0).all(), "canary rows saw both kinds"
 

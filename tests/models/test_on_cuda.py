@@ -55,7 +55,8 @@ def test_half(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("capturing", [False, True], ids=["eager", "captured"])
 def test_adapting_without_waiting(capturing: bool) -> None:
     traffic = Traffic()
-    fast = dynprune.accelerate(two_halves().cuda(), torch.randn(2, 16).cuda(), dynprune.Config(evidence=256))
+    config = dynprune.Config(evidence=256, canary_interval=16, drift_interval=4)
+    fast = dynprune.accelerate(two_halves().cuda(), torch.randn(2, 16).cuda(), config)
     run = fast.capture(torch.randn(64, 16).cuda()) if capturing else fast
     batches = [traffic.low(64).cuda() for _ in range(60)] + [traffic.high(64).cuda() for _ in range(60)]
     run(batches[0])  # compiles and loads what is needed

@@ -141,7 +141,9 @@ def test_adapting_in_several_threads() -> None:
 @pytest.mark.parametrize("background", [False, True])
 def test_eight_threads_on_a_model_that_adapts(background: bool) -> None:
     """Every row of every answer is that of one published choice, with its constants, or of all units."""
-    config = dynprune.Config(evidence=128, canary_interval=2, dwell=0, window=256, background=background)
+    config = dynprune.Config(
+        evidence=128, canary_interval=2, drift_interval=4, dwell=0, window=256, background=background
+    )
     model = two_halves()
     fast = dynprune.accelerate(model, torch.zeros(2, INPUTS), config)
     choices: list[tuple[Tensor, Tensor]] = [(torch.ones(64, dtype=torch.bool), torch.zeros(64))]

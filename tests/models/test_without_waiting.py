@@ -232,7 +232,7 @@ def test_captured(gpu: Pretended, name: str, monkeypatch: pytest.MonkeyPatch) ->
     if fast._program.has_lengths:
         pytest.skip("packed sequences")
     graph = capture.Graph
-    monkeypatch.setattr(capture, "Graph", lambda run, usage, device: graph(run, usage, torch.device("cpu")))
+    monkeypatch.setattr(capture, "Graph", lambda run, record, device: graph(run, record, torch.device("cpu")))
     captured = fast.capture(inputs)
     addresses = [id(t) for entry in captured._plan.entries for t in tensors(entry)]
     for _ in range(14):
