@@ -23,6 +23,7 @@ from dynprune.plan.build import PlanBuilder, usage_name
 from dynprune.plan.captured_entries import (
     CapturedEntry,
     CapturedExpand,
+    Load,
     by_pixel,
     pick_units,
     picked_rows,
@@ -170,18 +171,7 @@ class CapturedPlan:
         run = dataclasses.replace(
             entry, op=functools.partial(op, **depth, **count), weight=weight, bias=bias, input_major=None
         )
-
-        def load(entry: LinearEntry, plan: Plan) -> None:
-            n = len(entry.bias)
-            weight.zero_()
-            bias.zero_()
-            bias[:n] = entry.bias
-            if slots is None:
-                weight[:n] = entry.weight
-            else:
-                put(weight[:n], entry.weight, slots.places(plan.active), 1)
-
-        return CapturedEntry(run, load, cleared, bias)
+        return CapturedEntry(run, _writes(weight, bias, slots), cleared, bias)
 
     def _conv2d(self, site: LayerSite, entry: Conv2dEntry) -> CapturedEntry:
         if site.module.groups != 1:
@@ -201,18 +191,7 @@ class CapturedPlan:
         run = dataclasses.replace(
             entry, op=functools.partial(entry.op, **depth, **count), weight=weight, bias=bias
         )
-
-        def load(entry: Conv2dEntry, plan: Plan) -> None:
-            n = entry.bias.shape[-1]
-            weight.zero_()
-            bias.zero_()
-            bias[..., :n] = entry.bias
-            if slots is None:
-                weight[:n] = entry.weight
-            else:
-                put(weight[:n], entry.weight, slots.places(plan.active), 1)
-
-        return CapturedEntry(run, load, cleared, bias)
+        return CapturedEntry(run, _writes(weight, bias, slots), cleared, bias)
 
     def _depthwise(self, site: LayerSite, entry: Conv2dEntry) -> CapturedEntry:
         """Channels of a compact input follow its units; those of a full-width one are picked."""
@@ -347,3 +326,19 @@ class CapturedPlan:
                     put(run.mixing, entry.mixing, lies, 1)
 
         return CapturedEntry(run, load)
+
+
+def _writes(weight: Tensor, bias: Tensor, slots: Slots | None) -> Load:
+    """What writes a layer's compact weight and bias into buffers, whose inputs lie as ``slots`` say."""
+
+    def load(entry: LinearEntry | Conv2dEntry, plan: Plan) -> None:
+        n = entry.bias.shape[-1]
+        weight.zero_()
+        bias.zero_()
+        bias[..., :n] = entry.bias
+        if slots is None:
+            weight[:n] = entry.weight
+        else:
+            put(weight[:n], entry.weight, slots.places(plan.active), 1)
+
+    return load
