@@ -21,6 +21,7 @@ from dynprune import cli
 from dynprune.experiments.catalogue import EXPERIMENTS
 from dynprune.experiments.commands import app
 from dynprune.experiments.models import mnist_cnn
+from dynprune.experiments.options import Options
 from dynprune.experiments.tables import TABLE_WIDTH
 
 EVAL_KEYS = {
@@ -182,6 +183,14 @@ def test_results(finished: tuple[Path, str]) -> None:
     assert narrow["compensation"] == "lstsq"
     assert list(results["traffic_mean"]) == ["lstsq", "mean"]
     assert results["traffic_mean"]["lstsq"]["operations_share"] == narrow["operations_share"]
+
+
+def test_zeros_stand_in_where_the_catalogue_says_so() -> None:
+    options = Options("cifar10-cnn")
+    assert options.compensations == ("none", "mean")
+    assert options.traffic_config().compensation == "none"
+    assert options.traffic_config("mean").compensation == "mean"
+    assert Options("mnist-cnn").traffic_config().compensation == "lstsq"
 
 
 def test_numbers_are_consistent(finished: tuple[Path, str]) -> None:
