@@ -281,7 +281,7 @@ def test_the_others_run_too(name: str, folder: str, request: pytest.FixtureReque
     assert results["experiment"] == name
     for record in (results["dense"], *results["runs"].values()):
         assert all(math.isfinite(record[key]) for key in EVAL_KEYS)
-    assert results["runs"][f"contribution lstsq {narrow}"]["traffic"] == narrow
+    assert results["runs"][f"contribution {Options(name).compensations[0]} {narrow}"]["traffic"] == narrow
     assert len(results["stream"]["phase"]) == 4
 
 
