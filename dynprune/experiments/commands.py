@@ -66,7 +66,10 @@ def experiment(
         typer.Option(help="Of Adam; by default 0.0005 for mnist-cnn and cifar10-cnn, else none."),
     ] = None,
     usage_penalty: Annotated[
-        float, typer.Option(help="Add so many times the mean |activation| to the training loss.")
+        float,
+        typer.Option(
+            help="Add so many times the mean |activation| of the units, relative to their layer, to the loss."
+        ),
     ] = 0.0,
     shape: Annotated[
         str, typer.Option(help="Of an MLP: 64, 128-64, or 128-64-dropout (0.5 behind each hidden layer).")

@@ -32,9 +32,6 @@ from dynprune.experiments.trade_off import trade_off
 from dynprune.experiments.training import Epoch, check_resumable, train
 from dynprune.streams import Traffic
 
-# Of the runs on the traffic of a few classes; the first is the one whose return is judged as well.
-COMPENSATIONS = ("lstsq", "mean")
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -114,7 +111,7 @@ def run(prepared: Prepared, console: Console) -> Mapping[str, Any]:
             runs[f"contribution {compensation} {row.dense.traffic.name}"] = records.pruned_record(
                 row, counted
             )
-        runs[f"contribution {COMPENSATIONS[0]} {row.dense.traffic.name}"]["return"] = returned
+        runs[f"contribution {options.compensations[0]} {row.dense.traffic.name}"]["return"] = returned
     results = {
         "experiment": options.experiment,
         "seed": options.seed,
@@ -133,7 +130,7 @@ def run(prepared: Prepared, console: Console) -> Mapping[str, Any]:
     if narrow:
         results["traffic_mean"] = {
             compensation: records.traffic_mean_record([rows[compensation] for rows, _ in narrow])
-            for compensation in COMPENSATIONS
+            for compensation in options.compensations
         }
     if options.stream is not None:
         results["stream"] = _stream(uniform["contribution"].dense, prepared, console)
@@ -174,7 +171,7 @@ def _uniform_runs(prepared: Prepared) -> dict[str, PrunedRow]:
     """All classes, under their own thresholds and under those for the traffic of a few."""
     options, model = prepared.options, prepared.model
     configs = {criterion: options.uniform_config(criterion) for criterion in ("contribution", "mean_abs")}
-    configs[f"contribution {COMPENSATIONS[0]}"] = options.traffic_config(COMPENSATIONS[0])
+    configs[f"contribution {options.compensations[0]}"] = options.traffic_config()
     return compare(model, prepared.data, Traffic(), configs, prepared.protocol, options.seed)
 
 
@@ -189,7 +186,7 @@ def _narrow_runs(
         fast = adapt(model, prepared.data, traffic, config, *arguments)
         return return_of_all_classes(fast, prepared.data.test, dense_answers, *arguments)
 
-    adapting = {name: options.traffic_config(name) for name in COMPENSATIONS}
+    adapting = {name: options.traffic_config(name) for name in options.compensations}
     rows = compare(model, prepared.data, traffic, adapting, prepared.protocol, options.seed)
     configs = (options.traffic_config(), options.uniform_config())
     return rows, {

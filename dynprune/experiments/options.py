@@ -147,15 +147,20 @@ class Options:
             seed=self.seed,
         )
 
-    def traffic_config(self, compensation: str = "lstsq") -> dynprune.Config:
-        """The configuration of the runs on the traffic of a few classes."""
+    @property
+    def compensations(self) -> tuple[str, str]:
+        """Of the runs on the traffic of a few classes; of the first, the return is judged as well."""
+        return self.about.compensation, "mean"
+
+    def traffic_config(self, compensation: str | None = None) -> dynprune.Config:
+        """The configuration of those runs; without ``compensation``, the first of ``compensations``."""
         prune, reactivate = self.traffic_prune_threshold, self.traffic_reactivate_threshold
         default = self.about.thresholds
         return dynprune.Config(
             prune_threshold=default[0] if prune is None else prune,
             reactivate_threshold=default[1] if reactivate is None else reactivate,
             criterion="contribution",
-            compensation=compensation,
+            compensation=compensation or self.compensations[0],
             max_divergence=self.max_divergence,
             seed=self.seed,
         )

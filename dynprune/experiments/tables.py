@@ -60,7 +60,7 @@ def runs_table(results: Record) -> Table:
             traffic = run["traffic"]
             table.add_row(f"dense, {traffic}", *_cells(run["dense"]))
         thresholds = f"{run['prune_threshold']:g}/{run['reactivate_threshold']:g}"
-        label = " lstsq" if run["compensation"] == "lstsq" else ""
+        label = "" if run["compensation"] == "mean" else f" {run['compensation']}"
         table.add_row(f" {run['criterion']} {thresholds}{label}", *_cells(run))
     return table
 

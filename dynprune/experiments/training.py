@@ -23,6 +23,10 @@ from dynprune.streams import shuffled_rounds
 
 # Batches of texts that are sorted by length together: little padding, and still random batches.
 BUCKET_BATCHES = 20
+# Of a unit, relative to the mean of its layer: below, the usage grows linearly, so its gradient is finite.
+SMALL_USAGE = 1e-5
+# Of the activations of a layer: below, they are taken for ones that nobody uses.
+SMALLEST_MEAN = 1e-6
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Recipe:
     ``clip_norm``: largest norm of all gradients; ``decay``: whether the learning rate falls to zero along a
     cosine; ``validation``: so many of the last training samples are held out and choose the epoch with the
     least loss (0: the last epoch is taken); ``weight_decay``: of Adam, added to the gradient;
-    ``usage_penalty``: factor of the mean |a| of all activations, added to the loss.
+    ``usage_penalty``: factor of the usage of the activations (``relative_usage``, averaged over the layers),
+    added to the loss.
     """
 
     epochs: int = 20
@@ -181,7 +186,7 @@ def _epoch(
     correct = torch.zeros((), dtype=torch.int64)
     batches = _batches(split, kept, recipe, epoch)
     change = _augmentation(recipe, epoch)
-    with _mean_usage(model, watched=recipe.usage_penalty > 0) as usage:
+    with _usage(model, watched=recipe.usage_penalty > 0) as usage:
         for number, rows in enumerate(batches):
             if recipe.decay:
                 done = (epoch + number / len(batches)) / recipe.epochs
@@ -254,18 +259,18 @@ def _placed(inputs: Inputs, device: str) -> Inputs:
 
 
 @contextmanager
-def _mean_usage(model: nn.Module, watched: bool) -> Iterator[Callable[[], Tensor]]:
-    """A function that gives the mean |a| of the last forward, averaged over its activations and LSTMs."""
-    means: list[Tensor] = []
+def _usage(model: nn.Module, watched: bool) -> Iterator[Callable[[], Tensor]]:
+    """A function that gives the usage in the last forward, averaged over its activations and LSTMs."""
+    usages: list[Tensor] = []
 
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
         states = output[0] if isinstance(module, nn.LSTM) else output
         values = states.data if isinstance(states, nn.utils.rnn.PackedSequence) else states
-        means.append(values.abs().mean())
+        usages.append(relative_usage(values))
 
     def usage() -> Tensor:
-        mean = torch.stack(means).mean()
-        means.clear()
+        mean = torch.stack(usages).mean()
+        usages.clear()
         return mean
 
     units = [m for m in model.modules() if watched and isinstance(m, (nn.ReLU, nn.LSTM))]
@@ -275,3 +280,17 @@ def _mean_usage(model: nn.Module, watched: bool) -> Iterator[Callable[[], Tensor
     finally:
         for handle in handles:
             handle.remove()
+
+
+def relative_usage(values: Tensor) -> Tensor:
+    """The usage of a layer: the mean over its units of the root of their mean |a|, relative to the layer's.
+
+    ``values``: [N, units, height, width], else [..., units]. The result is 1 where all units are used alike
+    and 1 / sqrt(units) where one does all. The mean of |a| itself also falls when all units shrink alike, for
+    which the next layer makes up with larger weights, and that spares none; the root pulls harder at a
+    unit the less it is used, until it is not used at all.
+    """
+    sizes = values.abs()
+    of_each = sizes.mean((0, 2, 3)) if sizes.dim() == 4 else sizes.flatten(0, -2).mean(0)
+    relative = of_each / of_each.mean().clamp_min(SMALLEST_MEAN)
+    return (relative + SMALL_USAGE).sqrt().mean()

@@ -21,6 +21,7 @@ from dynprune import cli
 from dynprune.experiments.catalogue import EXPERIMENTS
 from dynprune.experiments.commands import app
 from dynprune.experiments.models import mnist_cnn
+from dynprune.experiments.options import Options
 from dynprune.experiments.tables import TABLE_WIDTH
 
 EVAL_KEYS = {
@@ -184,6 +185,14 @@ def test_results(finished: tuple[Path, str]) -> None:
     assert results["traffic_mean"]["lstsq"]["operations_share"] == narrow["operations_share"]
 
 
+def test_zeros_stand_in_where_the_catalogue_says_so() -> None:
+    options = Options("cifar10-cnn")
+    assert options.compensations == ("none", "mean")
+    assert options.traffic_config().compensation == "none"
+    assert options.traffic_config("mean").compensation == "mean"
+    assert Options("mnist-cnn").traffic_config().compensation == "lstsq"
+
+
 def test_numbers_are_consistent(finished: tuple[Path, str]) -> None:
     results = json.loads((finished[0] / "results.json").read_text())
     dense = results["dense"]
@@ -272,7 +281,7 @@ def test_the_others_run_too(name: str, folder: str, request: pytest.FixtureReque
     assert results["experiment"] == name
     for record in (results["dense"], *results["runs"].values()):
         assert all(math.isfinite(record[key]) for key in EVAL_KEYS)
-    assert results["runs"][f"contribution lstsq {narrow}"]["traffic"] == narrow
+    assert results["runs"][f"contribution {Options(name).compensations[0]} {narrow}"]["traffic"] == narrow
     assert len(results["stream"]["phase"]) == 4
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dynprune.experiments import models
 from dynprune.experiments.models import mnist_cnn
 from dynprune.experiments.samples import Images, Split, Texts
-from dynprune.experiments.training import Epoch, Recipe, train
+from dynprune.experiments.training import Epoch, Recipe, relative_usage, train
 
 
 def _two_kinds() -> Split:
@@ -100,15 +100,38 @@ def test_the_epoch_with_the_least_validation_loss_is_kept() -> None:
     assert torch.equal(model.fc2.bias, kept[best])
 
 
-def test_usage_penalty_lowers_usage() -> None:
-    def usage(penalty: float) -> float:
+def test_usage_penalty_leaves_units_unused() -> None:
+    def unused(penalty: float) -> int:
         model = models.mlp(784, 10, "64", 0)
         train(model, _two_kinds(), Recipe(epochs=3, batch_size=8, usage_penalty=penalty))
         (images,) = _two_kinds().samples.inputs(torch.arange(48))
         with torch.no_grad():
-            return float(model[:3](images).abs().mean())
+            of_each = model[:3](images).mean(0)
+        return int((of_each < 0.01 * of_each.mean()).sum())
 
-    assert usage(3.0) < 0.8 * usage(0.0)
+    assert unused(3.0) > unused(0.0) + 8
+
+
+def test_relative_usage() -> None:
+    alike, one = torch.ones(5, 16), torch.zeros(5, 16)
+    one[:, 3] = -2.0
+    assert relative_usage(alike).item() == pytest.approx(1.0, abs=1e-4)
+    assert relative_usage(one).item() == pytest.approx(1 / 4, abs=0.01)
+    mixed = torch.rand(5, 16, generator=torch.Generator().manual_seed(0))
+    usage = relative_usage(mixed)
+    assert relative_usage(1000 * mixed).item() == pytest.approx(usage.item())
+    # Units are the channels of images and the last axis of anything else.
+    maps = mixed.view(5, 16, 1, 1).expand(5, 16, 2, 3)
+    assert relative_usage(maps).item() == pytest.approx(usage.item())
+    assert relative_usage(mixed.expand(7, 5, 16)).item() == pytest.approx(usage.item())
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-20])
+def test_relative_usage_of_a_layer_nobody_uses_has_a_gradient(value: float) -> None:
+    values = torch.full((4, 8), value, requires_grad=True)
+    torch.autograd.backward(relative_usage(values))
+    assert values.grad is not None
+    assert values.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["crop", "affine"])
