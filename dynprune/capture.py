@@ -117,7 +117,8 @@ class CapturedModel:
         """
         controller, server = self._controller, self._server
         self._expect(args)
-        with self._lock, torch.inference_mode(False), torch.no_grad():
+        off = torch.autocast(server.program.device.type, enabled=False)  # for the rows outside of the graph
+        with self._lock, torch.inference_mode(False), torch.no_grad(), off:
             weights = self._follow()
             plan = controller.plan
             if controller.observing and plan.dense and not controller.frozen:
