@@ -8,6 +8,13 @@ from .epilogue import sigmoid, tanh
 PANEL = 64  # columns of a panel: four gates of 16 units
 
 
+def options_for(bytes_each: int, counted: bool) -> dict:
+    """How it is compiled, by bytes of a number and whether there are counts: so that nothing is spilled."""
+    if not counted:
+        return {"num_stages": 2}
+    return {"num_stages": 3} if bytes_each == 4 else {"num_stages": 2, "maxnreg": 128}
+
+
 @triton.jit
 def lstm_kernel(
     product,  # float32 [steps, batch, product_row]: the input's products, a direction's panels side by side
@@ -17,8 +24,7 @@ def lstm_kernel(
     bias_reverse,
     first,  # [batch, 4 * total], added at the first step; None: nothing
     lengths,  # int64 [batch]; None: all steps
-    count_forward,  # int32 [1] of each direction: how many of its units there are; None: all
-    count_reverse,
+    unit_counts,  # int32 [directions]: how many units of each there are; None: all
     h,  # [2, batch, total]: the initial states in the first half; the other is for every other step
     c,  # float32 [batch, total]: the initial states, in the end the last ones
     y,  # outputs, element (t, row, u) at t * y_time + row * y_batch + u
@@ -45,8 +51,8 @@ def lstm_kernel(
         w, bias, units, offset = w_reverse, bias_reverse, units_reverse, units_forward
         column = tl.cdiv(units_forward, 16) * 64
     there_are = units
-    if count_forward is not None:
-        there_are = tl.load(count_reverse) if reverse else tl.load(count_forward)
+    if unit_counts is not None:
+        there_are = tl.load(unit_counts + tl.program_id(1))
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_there = r < batch
     length = tl.where(row_there, steps, 0)

@@ -18,7 +18,7 @@ import triton.backends.nvidia
 from dynprune.kernels_triton.conv2d import conv2d_kernel
 from dynprune.kernels_triton.gather import gather_kernel
 from dynprune.kernels_triton.linear import TILES, linear_kernel
-from dynprune.kernels_triton.lstm import lstm_kernel
+from dynprune.kernels_triton.lstm import lstm_kernel, options_for
 from dynprune.kernels_triton.sparse_input import sparse_input_kernel
 from dynprune.kernels_triton.usage import usage_kernel
 from triton.backends.compiler import GPUTarget
@@ -30,7 +30,7 @@ POINTERS = {
     "bias": "fp32", "bias_forward": "fp32", "bias_reverse": "fp32", "product": "fp32", "c": "fp32",
     "usage": "fp64", "indices": "i64", "input_indices": "i64", "lengths": "i64", "rows:list": "i64",
     "columns": "i64", "unit_count": "i32", "depth_count": "i32",
-    "count_forward": "i32", "count_reverse": "i32",
+    "unit_counts": "i32",
 }  # fmt: skip
 OPERANDS = {"x", "w", "y", "a", "h", "last", "first", "w_forward", "w_reverse", "master", "compact"}
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
@@ -63,7 +63,9 @@ def variants() -> Iterator[tuple[str, Any, str, dict[str, Any], dict[str, int]]]
                 yield f"conv2d {name}", conv2d_kernel, dtype, common, options
         sizes = {"ROWS": 16, "UNITS": 32, "DEPTH": 32, "PRECISION": "ieee"}
         if dtype != "fp16":
-            yield "lstm", lstm_kernel, dtype, sizes, {"num_stages": 2}
+            yield "lstm", lstm_kernel, dtype, sizes, options_for(BYTES[dtype], counted=True)
+            alone = sizes | {"unit_counts": None}
+            yield "lstm eager", lstm_kernel, dtype, alone, options_for(BYTES[dtype], counted=False)
         rows_in_runs = {"KIND": "relu", "x_column": 1, "w_unit": 1}
         yield "sparse_input", sparse_input_kernel, dtype, sizes | rows_in_runs, {}
     usage, gather = {"ROWS": 128, "UNITS": 32}, {"ROWS": 32, "COLUMNS": 32}

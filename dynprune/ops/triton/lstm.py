@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from dynprune.kernels_triton.lstm import PANEL, lstm_kernel
+from dynprune.kernels_triton.lstm import PANEL, lstm_kernel, options_for
 from dynprune.kernels_triton.usage import usage_kernel
 from dynprune.ops.lstm_reference import LSTM_UNITS
 from dynprune.ops.reference import expect, expect_count
@@ -89,12 +89,12 @@ def lstm(
             lstm_kernel[(triton.cdiv(batch, _ROWS), len(weight))](
                 product, weight[0], weight[reverse], bias[0], bias[reverse],
                 None if first is None else first.contiguous(), on_device,
-                None if unit_counts is None else unit_counts[:1],
-                None if unit_counts is None else unit_counts[reverse:],
+                unit_counts,
                 h, c, by_time, last,
                 steps, batch, depth, total, sizes[0], sizes[reverse],
                 product.stride(0), product.stride(1), by_time.stride(0), by_time.stride(1),
-                PRECISION=common.precision(), ROWS=_ROWS, UNITS=_UNITS, DEPTH=_DEPTH, num_stages=2,
+                PRECISION=common.precision(), ROWS=_ROWS, UNITS=_UNITS, DEPTH=_DEPTH,
+                **options_for(input.element_size(), unit_counts is not None),
             )  # fmt: skip
             if usage is not None:
                 usage_kernel[(triton.cdiv(steps * batch, 128), triton.cdiv(total, 32))](
