@@ -45,7 +45,9 @@ class Graph:
         torch.cuda.current_stream(device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
         self._record = record()
-        with torch.cuda.graph(self._graph):
+        # Other threads go on meanwhile; and the default stream of captures may be another device's.
+        graph = torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local")
+        with torch.cuda.device(device), graph:
             self._output = run(self._record)
 
     def replay(self) -> tuple[Any, Record]:
@@ -76,8 +78,11 @@ class CapturedModel:
         self._check_config()
         plan = self._controller.plan
         self._rows = Call(args, {}).rows
-        self._lock = threading.Lock()
-        with torch.inference_mode(False), torch.no_grad():
+        if not self._rows:
+            raise ValueError(f"capture: expected inputs with at least one row, got {describe(args)}")
+        self._lock = threading.RLock()  # a callback of an update may call
+        off = torch.autocast(server.program.device.type, enabled=False)
+        with torch.inference_mode(False), torch.no_grad(), off:
             self._inputs = pytree.tree_map_only(Tensor, torch.clone, args)
             self._plan = CapturedPlan(self._controller.builder, plan)
             self._graphs = {
@@ -138,6 +143,12 @@ class CapturedModel:
             return output
 
     def _expect(self, args: tuple[Any, ...]) -> None:
+        if torch.is_grad_enabled() and any(
+            isinstance(v, Tensor) and v.requires_grad for v in pytree.tree_leaves(args)
+        ):
+            raise NotImplementedError(
+                "captured model: expected inputs that need no gradient, got one that does"
+            )
         (wanted, structure), (given, other) = pytree.tree_flatten(self._inputs), pytree.tree_flatten(args)
         fits = structure == other and all(
             (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)

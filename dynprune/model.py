@@ -447,12 +447,22 @@ class AcceleratedModel(nn.Module):
         args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
         if self.config.dtype is not None:
             raise ValueError("capture: expected a Config without dtype, got one; convert the model instead")
+        if [_kind(a) for a in args] != [_kind(a) for a in self._example]:
+            expected, got = describe(self._example), describe(args)
+            raise ValueError(f"capture: expected inputs like {expected}, of any batch size, got {got}")
         return CapturedModel(self._server, self._follow_weights, args)
 
     def restore(self) -> nn.Module:
         """The original dense model; its weights were never touched."""
         original: nn.Module = self.__dict__["_original"]
         return original
+
+
+def _kind(value: Any) -> Any:
+    """What an input is, but for its values and its batch size."""
+    if not isinstance(value, Tensor):
+        return type(value)
+    return value.dtype, value.device, value.dim(), tuple(value.shape[1:])
 
 
 def _revive(

@@ -118,7 +118,9 @@ at::Tensor linear_op(const at::Tensor& input, const at::Tensor& weight, const st
   DYNPRUNE_EXPECT((compact ? input_indices->numel() : width) == depth, kOp,
                   c10::str("an input with ", depth, " (active) features"), width);
   const at::Tensor tight = input.dim() == 2 && input.stride(1) == 1 ? input : input.contiguous();
-  const at::Tensor flat = tight.dim() == 2 ? tight : tight.view({-1, width});
+  const at::Tensor flat =
+      tight.dim() == 2 ? tight
+                       : tight.view({c10::multiply_integers(tight.sizes().begin(), tight.sizes().end() - 1), width});
   const at::Tensor rows = compact ? gather_columns(flat, *input_indices) : flat;
   const at::Tensor bias_tight = o.bias.has_value() ? o.bias->contiguous() : at::Tensor();
   auto shape = input.sizes().vec();

@@ -158,7 +158,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_op(
     p.usage = usage->mutable_data_ptr<double>();
     p.usage_stride = usage->stride(0);
   }
-  const at::Tensor rows = x.view({-1, depth});
+  const at::Tensor rows = x.view({p.steps * p.batch, depth});
   const at::Tensor gates = at::empty({rows.size(0), 4 * p.total}, x.options().dtype(at::kFloat));
   p.gates_stride_t = (batch_first ? 1 : p.batch) * gates.stride(0);
   p.gates_stride_b = (batch_first ? p.steps : 1) * gates.stride(0);

@@ -219,7 +219,7 @@ class Controller:
     def _empty_inbox(self, *, wait: bool = False) -> None:
         # A report that arrives while the lock is held is taken by its holder, or by the next forward; so is
         # one whose measurements are on their way from a GPU.
-        while self._can_take(wait) and self.lock.acquire(blocking=False):
+        while self._can_take(wait) and self.lock.acquire(blocking=wait):
             try:
                 while self._can_take(wait):
                     seen = self.inbox.popleft()

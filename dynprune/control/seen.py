@@ -71,7 +71,8 @@ class Seen:
     @property
     def here(self) -> bool:
         """Whether everything is on the host by now."""
-        return self._download is None or self._download.ready
+        download = self._download  # another thread may receive it meanwhile
+        return download is None or download.ready
 
     def receive(self) -> None:
         """Take what was sent, once it is on the host."""

@@ -59,7 +59,8 @@ def pack_lstm_rows(weight_ih: Tensor, weight_hh: Tensor) -> Tensor:
     chunk = 16 // weight_ih.element_size()
     parts = (F.pad(w, (0, -w.shape[1] % chunk)) for w in (weight_ih, weight_hh))
     units = weight_hh.shape[1]
-    return torch.cat([w.view(4, units, -1).transpose(0, 1).reshape(4 * units, -1) for w in parts], 1)
+    by_unit = [w.view(4, units, w.shape[1]).transpose(0, 1).reshape(4 * units, w.shape[1]) for w in parts]
+    return torch.cat(by_unit, 1)
 
 
 def _unpacked(packed: Tensor, units: int) -> Tensor:

@@ -76,6 +76,8 @@ class PlanBuilder:
 
         Entries that come out the same are taken over from ``previous``.
         """
+        if previous is not None and previous.ready is not None:
+            previous.ready.join()  # what is taken over may have been written by another stream
         entries: list[Entry] = []
         keys: list[Key] = []
         with torch.no_grad():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,6 +43,8 @@ from dynprune.plan.lstm import compact_gates, packed_gates, starts_with
 from dynprune.plan.plan import Plan
 from dynprune.plan.slots import Counts, Slots, first_active, put, rounded_up
 
+_NOT_FINITE_AT_ZERO = {operator.truediv, operator.pow, torch.div, torch.pow, torch.true_divide, "div", "pow"}
+
 
 class CapturedPlan:
     """The entries of a program on buffers of full capacity; for the program it is a plan like others.
@@ -58,6 +61,8 @@ class CapturedPlan:
         self._device = builder.device
         self._compact = PlanBuilder(self.program, packed=False)
         self._mixes = builder.products
+        # Numbers of units are rounded up: what is between, of weights of zero, may be 0 / 0.
+        self._divides = any(node.target in _NOT_FINITE_AT_ZERO for node in self.program.traced.graph.nodes)
         self._loaded: Plan | None = None
         first = self._plain(plan)
         like = next((e.bias for e in first.entries if isinstance(e, (LinearEntry, Conv2dEntry))), None)
@@ -146,7 +151,8 @@ class CapturedPlan:
         if slots is None:
             return None, {}
         if len(slots.layout.groups) == 1:
-            return None, {"depth_count": self.counts.of(slots.layout.groups[0])}
+            count = {"depth_count": self.counts.of(slots.layout.groups[0])}
+            return (slots if self._divides else None), count
         return slots, {}
 
     def _outputs(self, site: LayerSite) -> tuple[int, dict[str, Tensor]]:

@@ -103,10 +103,24 @@ def _compact(
 
 
 def pick_channels(
-    op: Callable[..., Tensor], x: Tensor, *args: Any, input_indices: Tensor | None, **options: Any
+    op: Callable[..., Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    *,
+    input_indices: Tensor | None,
+    **options: Any,
 ) -> Tensor:
     """A convolution in groups of the channels ``input_indices``, which it does not pick by itself here."""
-    return op(x if input_indices is None else x.index_select(1, input_indices), *args, **options)
+    if input_indices is not None:
+        x = x.index_select(1, input_indices)
+    if groups == 0:  # no unit is active: one group of nothing
+        x, weight, groups = x[:, :0], weight[:, :0], 1
+    return op(x, weight, bias, stride, padding, dilation, groups, **options)
 
 
 def _grouped_weight(

@@ -175,8 +175,10 @@ class Starts:
         ``[batch, 4 * active of all directions]``, and the active units' cells.
         """
         by_direction = zip(hidden.chunk(len(self.weight), 1), self.weight, self.gates, strict=True)
-        first = [self.op(h.contiguous(), w, None, indices=rows) for h, w, rows in by_direction]
-        return torch.cat(first, 1), cell.index_select(1, self.kept)
+        parts = [self.op(h.contiguous(), w, None, indices=rows) for h, w, rows in by_direction]
+        first = torch.cat(parts, 1)
+        # The gates of a half are float32 on a GPU.
+        return first.float() if first.is_cuda else first, cell.index_select(1, self.kept)
 
     @property
     def macs(self) -> int:

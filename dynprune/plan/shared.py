@@ -12,14 +12,18 @@ from torch import Tensor, nn
 from dynprune.lowering.ir import LayerSite, LSTMSite, Program
 from dynprune.lowering.recurrent import LSTMLayer, run_lstm
 from dynprune.ops import reference
-from dynprune.plan.entries import Conv2dEntry, Entry, LinearEntry, LSTMEntry
+from dynprune.ops.devices import Ready
+from dynprune.plan.entries import Conv2dEntry, Entry, LinearEntry, LSTMEntry, tensors_of
 from dynprune.plan.plan import Plan
 
 
 def share_weights(program: Program, dense: Plan) -> Plan:
     """The plan ``dense``, in which every unit is active, with PyTorch's ops on the model's weights."""
     pairs = zip(program.sites, dense.entries, strict=True)
-    return dataclasses.replace(dense, entries=tuple(_share(site, entry) for site, entry in pairs))
+    entries = tuple(_share(site, entry) for site, entry in pairs)
+    # Not that of the packed entries, whose weights it would keep.
+    tensors = [t for entry in entries for t in tensors_of(entry) if t.is_cuda]
+    return dataclasses.replace(dense, entries=entries, ready=Ready(tensors) if tensors else None)
 
 
 def _share(site: Any, entry: Entry) -> Entry:

@@ -118,8 +118,8 @@ def conv2d_kernel(
         cut_low_w, cut_high_w = taps_cut(column, width, kw, dilation_w)
         zone = tl.minimum(cut_low_h, low_h - 1) * high_h + tl.minimum(cut_high_h, high_h - 1)
         zone = (zone * low_w + tl.minimum(cut_low_w, low_w - 1)) * high_w + tl.minimum(cut_high_w, high_w - 1)
-        outputs = units * tl.num_programs(2)
-        sums += tl.load(bias + zone[:, None] * outputs + u[None, :], mask=there, other=0.0).to(tl.float32)
+        # Rows of the table are as long as those of y: of all units, whatever the count.
+        sums += tl.load(bias + zone[:, None] * y_pixel + u[None, :], mask=there, other=0.0).to(tl.float32)
     elif bias is not None:
         sums += tl.load(bias + source, mask=unit_there, other=0.0).to(tl.float32)[None, :]
     a = activate(sums, slope, KIND)

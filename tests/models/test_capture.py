@@ -120,3 +120,42 @@ def test_configurations_that_cannot(config: dict[str, Any]) -> None:
     fast = dynprune.accelerate(two_halves(), torch.randn(2, 16), dynprune.Config(**config))
     with pytest.raises(ValueError, match="capture: expected a Config without"):
         fast.capture(torch.randn(8, 16))
+
+
+class Quotient(nn.Module):
+    """Units of one group divided by those of the same one: 0 / 0 where nothing is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(8, 40), nn.Linear(8, 40), nn.Linear(40, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(torch.relu(self.a(x)) / torch.sigmoid(self.b(x)).abs())
+        return y
+
+
+def test_division_behind_the_active_units() -> None:
+    torch.manual_seed(0)
+    model, x = Quotient().eval(), torch.randn(6, 8)
+    fast = frozen(model, x)
+    captured = fast.capture(x)
+    for group, found in fast.groups.items():
+        fast.set_active(group, torch.arange(found.units) % 2 == 0)
+    assert captured._plan._divides
+    assert error(captured(x), fast(x)) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "example",
+    [torch.randn(0, 16), torch.randn(4, 15), torch.randn(4, 16).double(), (), None, "x"],
+    ids=["no rows", "width", "dtype", "nothing", "None", "text"],
+)
+def test_bad_examples(example: Any) -> None:
+    with pytest.raises(ValueError, match=r"^capture: expected inputs"):
+        settled()[0].capture(example)
+
+
+def test_gradients_are_refused() -> None:
+    captured = settled()[0].capture(torch.randn(8, 16))
+    with pytest.raises(NotImplementedError, match="inputs that need no gradient"):
+        captured(torch.randn(8, 16, requires_grad=True))

@@ -36,13 +36,13 @@ def test_forced_sets(name: str) -> None:
     captured = None if fast._program.has_lengths else fast.capture(there)
     for _ in choices(fast):
         expected = masked_dense(case.model, fast, case.readers(), *case.inputs)
-        for run in filter(None, (fast, captured, fast.materialize())):
+        for run in filter(None, (fast, captured)):
             assert error(torch.utils._pytree.tree_map(Tensor.cpu, run(*there)), expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half(dtype: torch.dtype) -> None:
-    case = build("resnet")
+    case = build("ResNet-18, small")
     model, there = copy.deepcopy(case.model).cuda().to(dtype), tuple(v.cuda().to(dtype) for v in case.inputs)
     fast = frozen(model, *there)
     for group, found in fast.groups.items():

@@ -92,6 +92,16 @@ def test_counts_in_device_memory(device: str) -> None:
     assert_close(actual[:, :32].cpu(), expected.cpu())
 
 
+def test_tables_with_counts(device: str) -> None:
+    """A row of the table has all units, whatever their number."""
+    x, weight, _ = (t.to(device) for t in ConvCase("table counts", (2, 16, 5, 4), 32, (3, 3)).tensors())
+    table = torch.randn(2, 2, 2, 2, 32, generator=torch.Generator().manual_seed(0)).to(device)
+    count = torch.tensor([16], dtype=torch.int32, device=device)
+    actual = conv2d(x, weight, table, padding=(1, 1), unit_count=count)[:, :16]
+    expected = reference.conv2d(x.cpu().double(), weight.cpu().double(), table.cpu().double(), padding=(1, 1))
+    assert_close(actual.cpu(), expected[:, :16])
+
+
 @pytest.mark.parametrize("name", ["depthwise-3x3", "groups-2"])
 def test_narrow_groups_take_the_reference(device: str, name: str) -> None:
     case = next(case for case in CONV2D if case.name == name)
