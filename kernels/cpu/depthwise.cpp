@@ -2,8 +2,8 @@
 
 #include "conv2d_block.h"
 #include "microkernel.h"
-#include "register.h"
 #include "scratch.h"
+#include "simd.h"
 
 namespace dynprune::DYNPRUNE_ISA {
 
@@ -31,7 +31,7 @@ struct Run {
 
 template <bool kPart>
 inline Register load_lanes(const float* p, int64_t lanes) {
-  return kPart ? load_register_part(p, lanes) : load_register(p);
+  return kPart ? load_part<Register>(p, lanes) : load<Register>(p);
 }
 
 // kPixels products of the channels [c, c + lanes). kTaps taps of a kernel row are taken at a time: neighbouring pixels
@@ -67,7 +67,7 @@ void product_tile(const Run& run, int64_t c, int64_t lanes) {
   }
   float* product = run.product + c;
 #pragma GCC unroll 8
-  for (int r = 0; r < kPixels; ++r, product += run.product_stride) store_register(product, sum[r]);
+  for (int r = 0; r < kPixels; ++r, product += run.product_stride) store(product, sum[r]);
 }
 
 template <int kTaps, int kStride, int kPixels>

@@ -22,16 +22,16 @@ struct EpilogueTileOf {
 };
 typedef EpilogueTileOf<float> EpilogueTile;
 
-template <Activation kind>
-inline Floats activate(Floats x, Floats slope) {
-  const Floats zero = splat(0.f), one = splat(1.f), half = splat(0.5f);
+template <Activation kind, typename V>
+inline V activate(V x, V slope) {
+  const V zero = splat<V>(0.f), one = splat<V>(1.f), half = splat<V>(0.5f);
   switch (kind) {
     case Activation::none: return x;
     case Activation::relu: return select(x < zero, zero, x);  // NaN stays NaN
     case Activation::leaky_relu: return select(x < zero, x * slope, x);
-    case Activation::gelu: return x * half * (one + verf(x * splat(0.70710678118654752f)));
+    case Activation::gelu: return x * half * (one + verf(x * splat<V>(0.70710678118654752f)));
     case Activation::gelu_tanh: {
-      Floats inner = splat(0.79788456080286536f) * (x + splat(0.044715f) * x * x * x);
+      V inner = splat<V>(0.79788456080286536f) * (x + splat<V>(0.044715f) * x * x * x);
       return x * half * (one + vtanh(inner));
     }
     case Activation::silu: return x * vsigmoid(x);
@@ -41,21 +41,21 @@ inline Floats activate(Floats x, Floats slope) {
   return x;
 }
 
-// Sums of one vector of units over the rows of a tile, taken about the middle row's values (the first may lie at an
+// Sums of one register of units over the rows of a tile, taken about the middle row's values (the first may lie at an
 // image's border): a unit that is nearly constant keeps its variance, although the sums are float32 until the tile is
 // done.
 struct UsageSums {
-  Floats shift, magnitude, deviation, square;
+  Register shift, magnitude, deviation, square;
 };
 
 inline void add_usage(const UsageSums& s, int64_t rows, int64_t lanes, double* usage, int64_t stride) {
   const double count = static_cast<double>(rows);
   for (int64_t j = 0; j < lanes; ++j) {
-    const double shift = s.shift[j], deviation = s.deviation[j];
+    const double shift = s.shift[j], deviation = s.deviation[j], magnitude = s.magnitude[j];
     const double square = count * shift * shift + 2 * shift * deviation + s.square[j];
     // NaN or infinity in this tile, or a sum that overflowed: it never enters.
-    if (!(square + s.magnitude[j] < __builtin_huge_val())) continue;
-    usage[j] += s.magnitude[j];
+    if (!(square + magnitude < __builtin_huge_val())) continue;
+    usage[j] += magnitude;
     usage[stride + j] += count * shift + deviation;
     usage[2 * stride + j] += square;
     usage[3 * stride + j] += count;
@@ -63,33 +63,34 @@ inline void add_usage(const UsageSums& s, int64_t rows, int64_t lanes, double* u
 }
 
 template <Activation kind, bool kUsage, bool kZones, bool kPart, typename Out>
-inline void finish_column(const EpilogueTileOf<Out>& t, int64_t column, int64_t lanes, Floats slope) {
+inline void finish_column(const EpilogueTileOf<Out>& t, int64_t column, int64_t lanes, Register slope) {
   auto bias_at = [&](int64_t zone) {
-    if (t.bias == nullptr) return Floats{};
+    if (t.bias == nullptr) return Register{};
     const float* p = t.bias + zone * t.bias_stride + column;
-    return kPart ? load_part(p, lanes) : load(p);
+    return kPart ? load_part<Register>(p, lanes) : load<Register>(p);
   };
-  const Floats fixed = kZones ? Floats{} : bias_at(0);
+  const Register fixed = kZones ? Register{} : bias_at(0);
   const float* product = t.product + column;
   Out* output = t.output + column;
   auto row = [&](int64_t r) {
-    return activate<kind>(load(product + r * t.product_stride) + (kZones ? bias_at(t.zone[r]) : fixed), slope);
+    return activate<kind>(load<Register>(product + r * t.product_stride) + (kZones ? bias_at(t.zone[r]) : fixed),
+                          slope);
   };
   // A masked store costs tens of cycles where it crosses a cache line. Where rows lie next to each other a whole vector
   // will do: what it spills into the next rows is written later, if this column comes first and the rows in order.
   const bool tight = t.units == t.output_stride;
-  const int64_t whole = tight ? t.rows - (column + kLanes + t.units - 1) / t.units : 0;
+  const int64_t whole = tight ? t.rows - (column + kRegisterLanes + t.units - 1) / t.units : 0;
   UsageSums sums{};
   if (kUsage) sums.shift = row(t.rows / 2);
   for (int64_t r = 0; r < t.rows; ++r, output += t.output_stride) {
-    const Floats y = row(r);
+    const Register y = row(r);
     if (kPart && r >= whole) {
       store_part(output, y, lanes);
     } else {
       store(output, y);
     }
     if (kUsage) {
-      const Floats d = y - sums.shift;
+      const Register d = y - sums.shift;
       sums.magnitude += vabs(y);
       sums.deviation += d;
       sums.square += d * d;
@@ -100,11 +101,11 @@ inline void finish_column(const EpilogueTileOf<Out>& t, int64_t column, int64_t 
 
 template <Activation kind, bool kUsage, bool kZones, typename Out>
 void finish_tile(const EpilogueTileOf<Out>& t, float slope) {
-  const Floats slopes = splat(slope);
-  const int64_t full = t.units / kLanes * kLanes;
+  const Register slopes = splat<Register>(slope);
+  const int64_t full = t.units / kRegisterLanes * kRegisterLanes;
   if (full < t.units) finish_column<kind, kUsage, kZones, true>(t, full, t.units - full, slopes);
-  for (int64_t column = 0; column < full; column += kLanes) {
-    finish_column<kind, kUsage, kZones, false>(t, column, kLanes, slopes);
+  for (int64_t column = 0; column < full; column += kRegisterLanes) {
+    finish_column<kind, kUsage, kZones, false>(t, column, kRegisterLanes, slopes);
   }
 }
 

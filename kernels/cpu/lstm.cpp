@@ -62,52 +62,59 @@ void end_rows(const LstmParams& p, const Slice& s, int64_t begin, int64_t end) {
 
 // Usage of one panel: sums of |h|, h, h^2.
 struct PanelUsage {
-  Floats magnitude, total, square;
+  float magnitude[kLanes], total[kLanes], square[kLanes];
 };
 
 // Gates to states for one panel of one step: product_in [rows, in_stride] + product_h [rows, kPanel] + bias.
 void update_panel(const LstmParams& p, const Slice& s, int64_t step, int64_t panel, int64_t rows,
                   const float* product_in, int64_t in_stride, const float* product_h, PanelUsage* usage) {
+  typedef Register V;
   const LstmDirection& d = *s.direction;
-  const int64_t unit = panel * kLstmUnits, lanes = min_of(kLanes, d.units - unit);
-  const float* bias = (step == 0 ? d.bias_first : d.bias) + unit;
-  const Floats bias_i = load_part(bias, lanes), bias_f = load_part(bias + d.units, lanes),
-               bias_g = load_part(bias + 2 * d.units, lanes), bias_o = load_part(bias + 3 * d.units, lanes);
-  const Floats one = splat(1.f), limit = splat(20.f);
-  for (int64_t r = 0; r < rows; ++r, product_in += in_stride, product_h += kPanel) {
-    const int64_t row = row_of(p, s, r);
-    Floats i = load(product_in) + load(product_h) + bias_i;
-    Floats f = load(product_in + kLanes) + load(product_h + kLanes) + bias_f;
-    Floats g = load(product_in + 2 * kLanes) + load(product_h + 2 * kLanes) + bias_g;
-    Floats o = load(product_in + 3 * kLanes) + load(product_h + 3 * kLanes) + bias_o;
-    if (step == 0 && d.first != nullptr) {
-      const float* more = d.first + row * d.first_stride + unit;
-      i += load_part(more, lanes);
-      f += load_part(more + d.units, lanes);
-      g += load_part(more + 2 * d.units, lanes);
-      o += load_part(more + 3 * d.units, lanes);
-    }
-    // sigmoid(i) * tanh(g) and sigmoid(o) * tanh(c) take one division each; tanh is 1 long before its argument is 20.
-    const Floats eg = vexp(select(vabs(g) > limit, select(g > splat(0.f), limit, -limit), g) * splat(2.f));
-    const Floats added = (eg - one) / ((eg + one) * (one + vexp(-i)));
-    float* cell = s.cell + r * s.width + unit;
-    const Floats c = load(cell) / (one + vexp(-f)) + added;
-    const Floats ec = vexp(select(vabs(c) > limit, select(c > splat(0.f), limit, -limit), c) * splat(2.f));
-    const Floats h = (ec - one) / ((ec + one) * (one + vexp(-o)));
-    store(cell, c);
-    store(s.next + r * s.width + unit, h);
-    const int64_t t = time_of(d, length_of(p, row), step);
-    float* to = p.output + t * p.output_stride_t + row * p.output_stride_b + d.offset + unit;
-    if (lanes == kLanes) {
-      store(to, h);
-    } else {
-      store_part(to, h, lanes);
-    }
-    if (usage != nullptr) {
-      // NaN and infinity never enter; they are left out of the count by the caller's own test of the sums.
-      usage->magnitude += vabs(h);
-      usage->total += h;
-      usage->square += h * h;
+  const int64_t first = panel * kLstmUnits, units = min_of(kLanes, d.units - first);
+  const float* biases = (step == 0 ? d.bias_first : d.bias) + first;
+  const V one = splat<V>(1.f), limit = splat<V>(20.f);
+  const auto cut = [&](V v) { return select(vabs(v) > limit, select(v > splat<V>(0.f), limit, -limit), v); };
+  for (int64_t u = 0; u < units; u += kRegisterLanes) {
+    const int64_t lanes = min_of(kRegisterLanes, units - u);
+    V bias[4];
+    for (int gate = 0; gate < 4; ++gate) bias[gate] = load_part<V>(biases + gate * d.units + u, lanes);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t row = row_of(p, s, r), unit = first + u;
+      const float* in = product_in + r * in_stride + u;
+      const float* recurrent = product_h + r * kPanel + u;
+      V gates[4];
+#pragma GCC unroll 4
+      for (int gate = 0; gate < 4; ++gate) {
+        gates[gate] = load<V>(in + gate * kLanes) + load<V>(recurrent + gate * kLanes) + bias[gate];
+      }
+      if (step == 0 && d.first != nullptr) {
+        const float* more = d.first + row * d.first_stride + unit;
+#pragma GCC unroll 4
+        for (int gate = 0; gate < 4; ++gate) gates[gate] += load_part<V>(more + gate * d.units, lanes);
+      }
+      const auto [i, f, g, o] = gates;
+      // sigmoid(i) * tanh(g) and sigmoid(o) * tanh(c) take one division each; tanh is 1 long before its argument is 20.
+      const V eg = vexp(cut(g) * splat<V>(2.f));
+      const V added = (eg - one) / ((eg + one) * (one + vexp(-i)));
+      float* cell = s.cell + r * s.width + unit;
+      const V c = load<V>(cell) / (one + vexp(-f)) + added;
+      const V ec = vexp(cut(c) * splat<V>(2.f));
+      const V h = (ec - one) / ((ec + one) * (one + vexp(-o)));
+      store(cell, c);
+      store(s.next + r * s.width + unit, h);
+      const int64_t t = time_of(d, length_of(p, row), step);
+      float* to = p.output + t * p.output_stride_t + row * p.output_stride_b + d.offset + unit;
+      if (lanes == kRegisterLanes) {
+        store(to, h);
+      } else {
+        store_part(to, h, lanes);
+      }
+      if (usage != nullptr) {
+        // NaN and infinity never enter; they are left out of the count by the caller's own test of the sums.
+        store(usage->magnitude + u, load<V>(usage->magnitude + u) + vabs(h));
+        store(usage->total + u, load<V>(usage->total + u) + h);
+        store(usage->square + u, load<V>(usage->square + u) + h * h);
+      }
     }
   }
 }

@@ -25,16 +25,16 @@ void product_tile(const Taps& t, const float* weight, int64_t width, float* prod
       for (int64_t c = 0; c < t.channels; ++c, weight += width) {
         Register w[kVectors + 1];
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) w[v] = load_register(weight + v * kRegisterLanes);
+        for (int v = 0; v < kVectors; ++v) w[v] = load<Register>(weight + v * kRegisterLanes);
         Half w_rest{};
-        if constexpr (kHalf) w_rest = load_half(weight + kVectors * kRegisterLanes);
+        if constexpr (kHalf) w_rest = load<Half>(weight + kVectors * kRegisterLanes);
 #pragma GCC unroll 16
         for (int r = 0; r < kPixels; ++r) {
           const float value = input[r * t.pixel_stride + c];
           const Register x = value - Register{};
 #pragma GCC unroll 4
           for (int v = 0; v < kVectors; ++v) sum[r][v] += x * w[v];
-          if constexpr (kHalf) rest[r] += (value - Half{}) * w_rest;
+          if constexpr (kHalf) rest[r] += splat<Half>(value) * w_rest;
         }
       }
     }
@@ -43,8 +43,8 @@ void product_tile(const Taps& t, const float* weight, int64_t width, float* prod
   for (int r = 0; r < kPixels; ++r) {
     float* to = product + r * product_stride;
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) store_register(to + v * kRegisterLanes, sum[r][v]);
-    if constexpr (kHalf) store_half(to + kVectors * kRegisterLanes, rest[r]);
+    for (int v = 0; v < kVectors; ++v) store(to + v * kRegisterLanes, sum[r][v]);
+    if constexpr (kHalf) store(to + kVectors * kRegisterLanes, rest[r]);
   }
 }
 

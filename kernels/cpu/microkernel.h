@@ -2,7 +2,7 @@
 // products, and no staging of overlapping taps.
 #pragma once
 
-#include "register.h"
+#include "simd.h"
 #include "types.h"
 
 namespace dynprune::DYNPRUNE_ISA {

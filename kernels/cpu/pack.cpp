@@ -32,10 +32,11 @@ inline void transpose(Floats (&v)[kLanes]) {
     }
   }
 #else
-  float all[kLanes][kLanes];
+  float all[kLanes][kLanes], column[kLanes];
   for (int i = 0; i < kLanes; ++i) store(all[i], v[i]);
   for (int i = 0; i < kLanes; ++i) {
-    for (int j = 0; j < kLanes; ++j) v[i][j] = all[j][i];
+    for (int j = 0; j < kLanes; ++j) column[j] = all[j][i];
+    v[i] = load(column);
   }
 #endif
 }
@@ -128,14 +129,15 @@ void pack_range(const PackParams& p, int64_t begin, int64_t end) {
     const int64_t unit = panel * kPanel, units = min_of(kPanel, p.units - unit), width = padded_units(units);
     for (int64_t j0 = 0; j0 < width; j0 += kLanes) {
       const float* row[kLanes];
-      Floats scale = splat(1.f);
+      float scales[kLanes] = {};
       const int64_t real = min_of(kLanes, units - j0), lanes = min_of(kLanes, width - j0);
       for (int64_t j = 0; j < kLanes; ++j) {
         const int64_t u = unit + j0 + j;
         const int64_t index = j >= real ? 0 : p.rows == nullptr ? u : p.rows[u];
         row[j] = j < real ? p.master + index * p.row_stride : nullptr;
-        if (p.scale != nullptr) scale[j] = p.scale[index];
+        if (p.scale != nullptr) scales[j] = p.scale[index];
       }
+      const Floats scale = p.scale != nullptr ? load(scales) : splat(1.f);
       if (p.values != nullptr) sums.start();
       for (int64_t c = 0; c < p.row_stride; c += kLanes) {
         Block block{c, min_of(kLanes, p.row_stride - c), false};

@@ -133,10 +133,10 @@ int64_t combine_pairs(const Conv2dParams& p, int64_t pair, int64_t pairs, int64_
       if (both) store(to + width + j, m1 - m2 - m3);
     }
     if (j < width) {
-      const Half m0 = load_half(from + j), m1 = load_half(from + width + j), m2 = load_half(from + 2 * width + j),
-                 m3 = load_half(from + 3 * width + j);
-      store_half(to + j, m0 + m1 + m2);
-      if (both) store_half(to + width + j, m1 - m2 - m3);
+      const Half m0 = load<Half>(from + j), m1 = load<Half>(from + width + j), m2 = load<Half>(from + 2 * width + j),
+                 m3 = load<Half>(from + 3 * width + j);
+      store(to + j, m0 + m1 + m2);
+      if (both) store(to + width + j, m1 - m2 - m3);
     }
     to += (both ? 2 : 1) * width;
   }
