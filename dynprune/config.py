@@ -37,8 +37,9 @@ class Config:
         canary_interval: one in so many batches carries canary rows. None: one in 16 batches of 64 rows or
             more; smaller ones as often as keeps the share of such rows, so that requests of 1 to 8 rows,
             which are canaries as a whole, are one in 128; and of batches that take less than 150 million
-            multiply-adds by all units as many fewer as they are smaller, down to one in 1024 (unless a
-            guard or a budget measures with them).
+            multiply-adds by all units as many fewer as they are smaller, down to one in 1024; beside a plan
+            that computes under half of the operations up to four times as rarely, since a canary row takes as
+            long as several others (neither of these if a guard or a budget measures with them).
         canary_rows: rows of such a batch that are computed by all units.
         dwell: batches a unit keeps its state after a flip.
         min_active: units of a group that stay active whatever their score (all of a smaller group).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import torch
@@ -11,6 +12,9 @@ from dynprune.control.work import rarity
 
 # Without an interval: one in so many batches of so many rows. Smaller batches keep that share of their rows.
 _INTERVAL, _BATCH_ROWS = 16, 64
+# Rows by all units take several times as long as others where much is pruned: as many fewer of them, down to
+# this part.
+_FEWEST_BESIDE = 4
 # Once the drift detector knows its band it looks at one batch in so many: usage sums cost a few
 # percent of a convolution, and an alarm two batches earlier is not worth them on all the others.
 _LOOK_INTERVAL = 4
@@ -47,18 +51,36 @@ class Canaries:
         rows: of such a batch.
         rate: so many times as often.
         work: multiply-adds of a row by all units.
+        rarer: as many times as rarely, without an interval.
     """
 
     def __init__(
-        self, seed: int, interval: int | None, rows: int, rate: int = 1, work: float = float("inf")
+        self,
+        seed: int,
+        interval: int | None,
+        rows: int,
+        rate: int = 1,
+        work: float = float("inf"),
+        rarer: int = 1,
     ) -> None:
         self.seed = seed
         self.interval = interval
         self.rows = rows
         self.rate = rate
         self.work = work
+        self.rarer = rarer
         self._draws = Draws(seed)
         self._intervals: dict[int, int] = {}  # of batches of so many rows
+
+    def beside(self, share: float) -> Canaries:
+        """These, beside a plan that computes ``share`` of the work.
+
+        What a row by all units takes beyond another then stays under what it takes where half is computed.
+        """
+        rarer = _FEWEST_BESIDE if share <= 0 else min(_FEWEST_BESIDE, max(1, math.ceil(1 / share - 1)))
+        if self.interval is not None or rarer == self.rarer:
+            return self
+        return Canaries(self.seed, None, self.rows, self.rate, self.work, rarer)
 
     def interval_of(self, rows: int) -> int:
         """One in so many batches of ``rows`` rows carries canary rows."""
@@ -75,6 +97,7 @@ class Canaries:
                 # A batch of no more rows than a canary has is one as a whole.
                 share = -(-_INTERVAL * _BATCH_ROWS * min(rows, self.rows) // (rows * self.rows))
                 interval = max(interval, share)
+            interval *= self.rarer
         return -(-interval // self.rate)
 
     def has(self, ticket: int, rows: int) -> bool:

@@ -26,7 +26,7 @@ from dynprune.control.statistics import Statistics
 from dynprune.control.trial import Trial
 from dynprune.control.usage import UsageStats
 from dynprune.control.watched import watched_usage
-from dynprune.control.work import multiply_adds
+from dynprune.control.work import multiply_adds, share_of_work
 from dynprune.control.worker import Worker
 from dynprune.lowering.ir import LayerSite, LSTMSite, Program
 from dynprune.plan.build import PlanBuilder, squared_columns
@@ -73,8 +73,9 @@ class Controller:
         self.tickets = itertools.count()
         rate = 1 if config.max_divergence is None else _GUARD_RATE
         # A guard and a budget measure with every canary what they promise: no request is too small for that.
-        measures = config.max_divergence is not None or config.criterion == "budget"
-        work = math.inf if measures else sum(multiply_adds(program).values())
+        self.measures = config.max_divergence is not None or config.criterion == "budget"
+        self.work = multiply_adds(program)
+        work = math.inf if self.measures else sum(self.work.values())
         self.canaries = Canaries(config.seed, config.canary_interval, config.canary_rows, rate, work)
         self.looks = Looks(config.seed, config.drift_interval, work)
         self.worker = Worker(self._empty_inbox) if config.background else None
@@ -452,8 +453,10 @@ class Controller:
             dense = self._packed_dense if self._keep_packed_dense else None
             plan = self.builder.build(active, substitutes, previous or self.plan)
         plan = dataclasses.replace(plan, serial=self.plan.serial + 1)
-        before = self.plan, self._packed_dense
+        before = self.plan, self._packed_dense, self.canaries
         self.plan, self._packed_dense, self.rival = plan, dense, None
+        if not self.measures:
+            self.canaries = self.canaries.beside(share_of_work(plan, self.work))
         self._follow_plan(before[0])
         try:
             for callback in list(self.callbacks):
@@ -461,7 +464,7 @@ class Controller:
         except BaseException:
             # A failed call leaves the model as it was; the serial is used up.
             self.plan = dataclasses.replace(before[0], serial=plan.serial + 1)
-            self._packed_dense = before[1]
+            self._packed_dense, self.canaries = before[1:]
             self.drift.reset()
             raise
         if self.trial is not None and not plan.dense and not self.compares:

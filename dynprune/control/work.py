@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from torch import nn
 
 from dynprune.lowering.ir import LayerSite, LSTMSite, Program
+from dynprune.plan.plan import Plan
 
 # Requests of fewer multiply-adds by all units have fewer canaries and comparisons of the drift detector, down
 # to a stated part: what surrounds these in Python takes as long as some ten million multiply-adds.
@@ -28,6 +30,16 @@ def multiply_adds(program: Program) -> dict[int, float]:
             steps = math.prod((node.meta.get("in_shape") or (1, 1))[1:-1])
             macs[index] = float(sum(p.numel() for p in site.layer.lstm.parameters()) * steps)
     return macs
+
+
+def share_of_work(plan: Plan, work: Mapping[int, float]) -> float:
+    """The part of ``work``, multiply-adds by call site, that a plan computes."""
+    total = sum(work.values())
+    computed = 0.0
+    for index, entry in enumerate(plan.entries):
+        macs, dense = getattr(entry, "macs", 1), getattr(entry, "dense_operations", 1)
+        computed += work[index] * (macs / dense if dense else 1.0)
+    return computed / total if total else 1.0
 
 
 def rarity(multiply_adds: float) -> int:

@@ -43,8 +43,31 @@ def test_small_batches_and_small_models_have_fewer_canaries(rows: int, work: flo
         assert sum(len(canaries.choose(t, rows)) for t in chosen) <= rows * 20 * interval / 128
 
 
+@pytest.mark.parametrize(
+    ("share", "rarer"), [(1.0, 1), (0.5, 1), (0.49, 2), (0.32, 3), (0.25, 3), (0.1, 4), (0.0, 4)]
+)
+def test_canaries_beside_a_plan_that_computes_little_are_rarer(share: float, rarer: int) -> None:
+    canaries = Canaries(0, None, 8).beside(share)
+    assert canaries.interval_of(64) == 16 * rarer
+    assert canaries.interval_of(1) == 128 * rarer
+    assert canaries.beside(1.0).interval_of(64) == 16, "and back"
+
+
+@pytest.mark.parametrize(
+    ("config", "rarer"), [({}, 4), ({"max_divergence": 0.1}, 1), ({"canary_interval": 7}, 1)]
+)
+def test_a_published_plan_makes_canaries_rarer(config: dict[str, Any], rarer: int) -> None:
+    model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2)).eval()
+    fast = dynprune.accelerate(model, torch.randn(4, 4), dynprune.Config(**config))
+    before = fast._controller.canaries.interval_of(64)
+    fast.set_active("0", torch.arange(64) < 6)
+    assert fast._controller.canaries.interval_of(64) == rarer * before
+    fast.set_active("0", torch.ones(64, dtype=torch.bool))
+    assert fast._controller.canaries.interval_of(64) == before
+
+
 def test_a_stated_interval_holds_for_all_batches() -> None:
-    assert {Canaries(0, 5, 8, work=1).interval_of(rows) for rows in (1, 16, 64)} == {5}
+    assert {Canaries(0, 5, 8, work=1).beside(0.1).interval_of(rows) for rows in (1, 16, 64)} == {5}
     assert {Looks(0, 3, 1).interval_of(rows) for rows in (1, 16, 64)} == {3}
 
 
