@@ -16,7 +16,6 @@ from typing import Any
 import triton
 import triton.backends.nvidia
 from dynprune.kernels_triton.conv2d import conv2d_kernel
-from dynprune.kernels_triton.gather import gather_kernel
 from dynprune.kernels_triton.linear import TILES, linear_kernel
 from dynprune.kernels_triton.lstm import lstm_kernel, options_for
 from dynprune.kernels_triton.sparse_input import sparse_input_kernel
@@ -28,11 +27,10 @@ TARGETS = (80, 90, 100)
 # What a pointer points to where it is not the operands' type.
 POINTERS = {
     "bias": "fp32", "bias_forward": "fp32", "bias_reverse": "fp32", "product": "fp32", "c": "fp32",
-    "usage": "fp64", "indices": "i64", "input_indices": "i64", "lengths": "i64", "rows:list": "i64",
-    "columns": "i64", "unit_count": "i32", "depth_count": "i32",
-    "unit_counts": "i32",
+    "usage": "fp64", "indices": "i64", "input_indices": "i64", "lengths": "i64",
+    "unit_count": "i32", "depth_count": "i32", "unit_counts": "i32",
 }  # fmt: skip
-OPERANDS = {"x", "w", "y", "a", "h", "last", "first", "w_forward", "w_reverse", "master", "compact"}
+OPERANDS = {"x", "w", "y", "a", "h", "last", "first", "w_forward", "w_reverse"}
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 
 
@@ -68,9 +66,8 @@ def variants() -> Iterator[tuple[str, Any, str, dict[str, Any], dict[str, int]]]
             yield "lstm eager", lstm_kernel, dtype, alone, options_for(BYTES[dtype], counted=False)
         rows_in_runs = {"KIND": "relu", "x_column": 1, "w_unit": 1}
         yield "sparse_input", sparse_input_kernel, dtype, sizes | rows_in_runs, {}
-    usage, gather = {"ROWS": 128, "UNITS": 32}, {"ROWS": 32, "COLUMNS": 32}
+    usage = {"ROWS": 128, "UNITS": 32}
     yield "usage", usage_kernel, "fp32", usage, {}
-    yield "gather", gather_kernel, "fp32", gather | {"taps": 1}, {}
     # Sizes and strides of 1 are constants of a launch: tiny problems are other programs.
     product = sizes | {"KIND": "none", "GATHER_INPUT": False}
     for name, kernel, constants in (
@@ -79,15 +76,13 @@ def variants() -> Iterator[tuple[str, Any, str, dict[str, Any], dict[str, int]]]
         ("lstm", lstm_kernel, sizes),
         ("sparse_input", sparse_input_kernel, sizes | {"KIND": "none"}),
         ("usage", usage_kernel, usage),
-        ("gather", gather_kernel, gather),
     ):
         yield f"{name} ones", kernel, "fp32", constants | ones(kernel, constants), {}
 
 
 def ones(kernel: Any, constants: dict[str, Any]) -> dict[str, int]:
     """Every size and stride of a kernel as 1."""
-    pointers = OPERANDS | POINTERS.keys() | ({"rows"} if kernel is gather_kernel else set())
-    others = pointers | constants.keys() | {"slope", "threshold"}
+    others = OPERANDS | POINTERS.keys() | constants.keys() | {"slope", "threshold"}
     return {name: 1 for name in kernel.arg_names if name not in others}
 
 
@@ -95,14 +90,13 @@ def compiled(kernel: Any, dtype: str, constants: dict[str, Any], options: dict[s
     """As a launch with sizes and addresses that are multiples of 16 compiles it."""
     signature, attributes = {}, {}
     for place, name in enumerate(kernel.arg_names):
-        lists = kernel is gather_kernel and name == "rows"
         if name in constants:
             signature[name] = "constexpr"
             continue
         if name in OPERANDS:
             signature[name] = f"*{dtype}"
-        elif lists or name in POINTERS:
-            signature[name] = f"*{POINTERS['rows:list' if lists else name]}"
+        elif name in POINTERS:
+            signature[name] = f"*{POINTERS[name]}"
         else:
             signature[name] = "fp32" if name in ("slope", "threshold") else "i32"
         if signature[name] != "fp32":

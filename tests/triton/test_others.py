@@ -1,4 +1,4 @@
-"""The Triton kernels of ``sparse_input_linear`` and of gathering, and which backend serves."""
+"""The Triton kernels of ``sparse_input_linear``, and which backend serves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from dynprune.ops import backends, reference
-from dynprune.ops.triton.gather import compact_weight
 from dynprune.ops.triton.sparse_input import sparse_input_linear
 from tests.ops.cases import seeded
 from tests.ops.tolerance import assert_close, assert_usage_close
@@ -80,16 +79,6 @@ def test_counts_of_sparse_inputs(device: str) -> None:
     y = sparse_input_linear(x.to(device), packed, bias.to(device), **there)
     expected = reference.linear(x.double(), weight.double(), bias.double(), **counts)
     assert_close(y.cpu()[:, :16], expected[:, :16])
-
-
-@pytest.mark.parametrize("taps", [(), (3, 2)], ids=str)
-def test_compact_weight(device: str, taps: tuple[int, ...]) -> None:
-    weight = torch.randn(70, 45, *taps, generator=seeded("gather"), device="cpu").to(device)
-    rows = torch.tensor([0, 3, 41, 69], device=device)
-    columns = torch.arange(1, 45, 2, device=device)
-    assert torch.equal(compact_weight(weight, rows, columns), weight[rows][:, columns])
-    assert torch.equal(compact_weight(weight, None, columns), weight[:, columns])
-    assert torch.equal(compact_weight(weight, rows[:0]), weight[:0])
 
 
 SCRIPT = (
