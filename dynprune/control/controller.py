@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import itertools
 import logging
@@ -21,13 +20,13 @@ from dynprune.control.canaries import Canaries, Looks
 from dynprune.control.criteria import CRITERIA, GroupView
 from dynprune.control.drift import DriftDetector
 from dynprune.control.guard import Guard
+from dynprune.control.inbox import Inbox
 from dynprune.control.seen import Seen
 from dynprune.control.statistics import Statistics
 from dynprune.control.trial import Trial
 from dynprune.control.usage import UsageStats
 from dynprune.control.watched import watched_usage
 from dynprune.control.work import multiply_adds, share_of_work
-from dynprune.control.worker import Worker
 from dynprune.lowering.ir import LayerSite, LSTMSite, Program
 from dynprune.plan.build import PlanBuilder, squared_columns
 from dynprune.plan.plan import Plan
@@ -44,9 +43,6 @@ _GUARD_RATE = 4
 _SAME_PLAN = 0.03
 # Means are refreshed when they have moved by so much of their size, taken together.
 _MOVED = 0.1
-# Behind so many waiting reports another one only counts: many threads can serve faster than one learns, and
-# what is learned late is learned of traffic that has gone.
-_LONGEST_INBOX = 64
 _COUNTS = (
     "batches", "rows", "canary_rows", "bad_batches", "unread_batches", "flips", "operations",
     "dense_operations",
@@ -69,7 +65,7 @@ class Controller:
             program, products=config.compensation == "lstsq", input_major=config.input_major
         )
         self.lock = threading.RLock()
-        self.inbox: collections.deque[Seen] = collections.deque()
+        self.inbox = Inbox(self._take, self.lock, background=config.background)
         self.tickets = itertools.count()
         rate = 1 if config.max_divergence is None else _GUARD_RATE
         # A guard and a budget measure with every canary what they promise: no request is too small for that.
@@ -78,7 +74,6 @@ class Controller:
         work = math.inf if self.measures else sum(self.work.values())
         self.canaries = Canaries(config.seed, config.canary_interval, config.canary_rows, rate, work)
         self.looks = Looks(config.seed, config.drift_interval, work)
-        self.worker = Worker(self._empty_inbox) if config.background else None
         self.callbacks: list[Callable[[dict[str, Tensor]], None]] = []
         self.frozen = False
         self.observing = True
@@ -197,44 +192,12 @@ class Controller:
         return Record(usage=usage, watched=self.watched, input_threshold=self.config.input_threshold)
 
     def report(self, seen: Seen) -> None:
-        """Take in what a forward saw; may publish a plan.
-
-        In the background, what an earlier report failed with is raised here.
-        """
-        if len(self.inbox) >= _LONGEST_INBOX:
-            seen.forget()
-        else:
-            seen.send()
-        self.inbox.append(seen)
-        if self.worker is None:
-            self._empty_inbox()
-        else:
-            self.worker.wake()
+        """Take in what a forward saw; may publish a plan. This never waits, see :class:`Inbox`."""
+        self.inbox.put(seen)
 
     def wait(self) -> None:
         """Until everything that was reported is taken in."""
-        if self.worker is not None:
-            self.worker.join()
-        self._empty_inbox(wait=True)
-
-    def _empty_inbox(self, *, wait: bool = False) -> None:
-        # A report that arrives while the lock is held is taken by its holder, or by the next forward; so is
-        # one whose measurements are on their way from a GPU.
-        while self._can_take(wait) and self.lock.acquire(blocking=wait):
-            try:
-                while self._can_take(wait):
-                    seen = self.inbox.popleft()
-                    seen.receive()
-                    self._take(seen)
-            finally:
-                self.lock.release()
-
-    def _can_take(self, wait: bool) -> bool:
-        """Whether there is a report, and it is on the host or worth waiting for."""
-        try:
-            return self.inbox[0].here or wait
-        except IndexError:
-            return False
+        self.inbox.drain()
 
     # Decisions ------------------------------------------------------------------------------------
 

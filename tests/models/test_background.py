@@ -89,7 +89,7 @@ def test_what_comes_faster_than_it_is_learned_from_is_counted_only(in_background
     with ThreadPoolExecutor(1) as elsewhere, fast._controller.lock:
         for _ in range(400):
             elsewhere.submit(fast, traffic.low(2)).result()
-        waiting = list(fast._controller.inbox)
+        waiting = list(fast._controller.inbox.waiting)
     fast.wait()
     learned = sum(not seen.forgotten for seen in waiting)
     stats = fast.stats()
@@ -98,7 +98,7 @@ def test_what_comes_faster_than_it_is_learned_from_is_counted_only(in_background
     assert (stats["batches"], stats["rows"], stats["unread_batches"]) == (400, 800, 400 - learned)
     assert stats["operations"] == stats["dense_operations"] > 0
     assert 0.9 * 2 * learned < fast.usage()["0"].count.max() <= 2 * learned, "window"
-    assert not fast._controller.inbox
+    assert not fast._controller.inbox.waiting
 
 
 def test_copies_have_a_background_of_their_own_and_models_go_away() -> None:
