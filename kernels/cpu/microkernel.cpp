@@ -24,7 +24,7 @@ void product_tile(const Taps& t, const float* weight, int64_t width, float* prod
       }
       for (int64_t c = 0; c < t.channels; ++c, weight += width) {
         Register w[kVectors + 1];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v) w[v] = load<Register>(weight + v * kRegisterLanes);
         Half w_rest{};
         if constexpr (kHalf) w_rest = load<Half>(weight + kVectors * kRegisterLanes);
@@ -32,7 +32,7 @@ void product_tile(const Taps& t, const float* weight, int64_t width, float* prod
         for (int r = 0; r < kPixels; ++r) {
           const float value = input[r * t.pixel_stride + c];
           const Register x = value - Register{};
-#pragma GCC unroll 4
+#pragma GCC unroll 8
           for (int v = 0; v < kVectors; ++v) sum[r][v] += x * w[v];
           if constexpr (kHalf) rest[r] += splat<Half>(value) * w_rest;
         }
@@ -42,7 +42,7 @@ void product_tile(const Taps& t, const float* weight, int64_t width, float* prod
 #pragma GCC unroll 16
   for (int r = 0; r < kPixels; ++r) {
     float* to = product + r * product_stride;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) store(to + v * kRegisterLanes, sum[r][v]);
     if constexpr (kHalf) store(to + kVectors * kRegisterLanes, rest[r]);
   }
@@ -94,12 +94,28 @@ void product_columns(int64_t lanes, int64_t pixels, const Taps& t, const float* 
 
 }  // namespace
 
-void multiply_run(int64_t pixels, Taps t, const float* weight, int64_t width, float* product, int64_t product_stride) {
-  for (int64_t j = 0; j < width; j += kGroupLanes) {
-    const int64_t lanes = min_of(kGroupLanes, width - j);
-    product_columns<kGroup>(lanes, pixels, t, weight + j, width, product + j, product_stride);
-    if (t.output != nullptr) t.output += kGroupLanes;
+namespace {
+
+// Columns in groups of kColumns registers.
+template <int kColumns>
+void multiply_groups(int64_t pixels, Taps t, const float* weight, int64_t width, float* product, int64_t stride) {
+  constexpr int64_t kColumnLanes = kColumns * kRegisterLanes;
+  for (int64_t j = 0; j < width; j += kColumnLanes) {
+    const int64_t lanes = min_of(kColumnLanes, width - j);
+    product_columns<kColumns>(lanes, pixels, t, weight + j, width, product + j, stride);
+    if (t.output != nullptr) t.output += kColumnLanes;
   }
+}
+
+}  // namespace
+
+void multiply_run(int64_t pixels, Taps t, const float* weight, int64_t width, float* product, int64_t product_stride) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  // Few pixels need more columns at once to fill the pipelines, and read the weights in longer runs.
+  if (pixels == 1) return multiply_groups<8>(pixels, t, weight, width, product, product_stride);
+  if (pixels <= 3) return multiply_groups<4>(pixels, t, weight, width, product, product_stride);
+#endif
+  multiply_groups<kGroup>(pixels, t, weight, width, product, product_stride);
 }
 
 }  // namespace dynprune::DYNPRUNE_ISA

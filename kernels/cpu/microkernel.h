@@ -25,7 +25,6 @@ constexpr int kAccumulators = 24, kGroup = 4;
 constexpr int kAccumulators = 12, kGroup = 2;
 #endif
 constexpr int kMostPixels = 12;
-constexpr int64_t kGroupLanes = kGroup * kRegisterLanes;
 
 constexpr int pixels_of(int registers) {
   const int fit = kAccumulators / (registers < 1 ? 1 : registers);
