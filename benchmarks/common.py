@@ -44,6 +44,8 @@ def set_up(threads: int, device: str = "cpu") -> None:
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
     _device = torch.device(device)
+    if device == "cuda":  # results are compared closely before they are timed
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def device() -> torch.device:

@@ -8,6 +8,7 @@ and takes at most nine minutes; a step that fails or runs out of time is recorde
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import platform
@@ -61,12 +62,14 @@ def all_steps(python: str) -> list[Step]:
         Step("install", install, 60, {"PATH": nothing, "CXX": ""}, only_after_failure_of="build"),
         Step("info", [python, "-c", info], 30),
     ]
+    # Triton compiles for every new kind of sizes, a second each: side by side where that is installed.
+    parallel = ["-n", "8"] if importlib.util.find_spec("xdist") else []
     for backend in BACKENDS:
-        tests = [python, "-m", "pytest", "-q", "-x", "tests/ops/test_on_cuda.py"]
+        tests = [python, "-m", "pytest", "-q", *parallel, "tests/ops/test_on_cuda.py"]
         steps.append(Step(f"tests {backend}", tests, 60, {"DYNPRUNE_BACKEND": backend}))
-        tests = [python, "-m", "pytest", "-q", "tests/models/test_on_cuda.py"]
+        tests = [python, "-m", "pytest", "-q", *parallel, "tests/models/test_on_cuda.py"]
         steps.append(Step(f"models {backend}", tests, 60, {"DYNPRUNE_BACKEND": backend}))
-    tests = [python, "-m", "pytest", "-q", "tests/triton", "--ignore=tests/triton/test_compile.py"]
+    tests = [python, "-m", "pytest", "-q", *parallel, "tests/triton", "--ignore=tests/triton/test_compile.py"]
     steps.append(Step("tests of triton kernels", tests, 75))
     for suites, seconds in ((("linear",), 40), (("conv2d", "lstm"), 45), (("flips", "models"), 45)):
         for backend in BACKENDS:
@@ -130,7 +133,10 @@ def table(records: Mapping[str, Mapping[str, Any]]) -> str:
 
 def device_name() -> str:
     """The GPU's name, or "no-gpu"."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no-gpu"
+    try:
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "no-gpu"
+    except RuntimeError:  # the driver, or what ran before, left it unusable
+        return "gpu-without-a-name"
 
 
 def file_name(device: str) -> str:
@@ -155,13 +161,8 @@ def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] | None = 
     if not chosen:
         parser.error(f"expected a part of a step's name, got {options.only!r}")
 
-    def report(name: str, record: dict[str, Any]) -> None:
-        print(f"{name}: {record['status']} after {record['seconds']} s", flush=True)
-        if record["status"] != "ok":
-            print(record["output"][-1500:], flush=True)
-
-    records = run_steps(chosen, 60 * options.minutes, ROOT, report)
     device = device_name()
+    records: dict[str, dict[str, Any]] = {}
     found = {
         "device": device,
         "python": platform.python_version(),
@@ -172,7 +173,16 @@ def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] | None = 
     }
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / file_name(device)
-    path.write_text(json.dumps(found, indent=1) + "\n")
+
+    def report(name: str, record: dict[str, Any]) -> None:
+        print(f"{name}: {record['status']} after {record['seconds']} s", flush=True)
+        if record["status"] != "ok":
+            print(record["output"][-1500:], flush=True)
+        # After every step: a machine may be taken away in the middle.
+        records[name] = record
+        path.write_text(json.dumps(found, indent=1) + "\n")
+
+    run_steps(chosen, 60 * options.minutes, ROOT, report)
     print(f"\n{device}\n{table(records)}\n\n{path}")
     return 0 if all(record["status"] == "ok" for record in records.values()) else 1
 

@@ -87,6 +87,17 @@ def difference(actual: Tensor, expected: Tensor) -> float:
     return float((actual.float() - wide).abs().max() / wide.abs().max().clamp(min=1e-30))
 
 
+def compiled_or_why(run: Run) -> Run | str:
+    """``run`` under ``torch.compile``, or why that failed: the others are still worth their times."""
+    try:
+        torch._dynamo.reset()
+        compiled: Run = torch.compile(run, mode="reduce-overhead", dynamic=False)
+        compiled()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"[:300]
+    return compiled
+
+
 def measure(
     suite: str,
     case: str,
@@ -116,7 +127,11 @@ def measure(
             else:
                 everything[f"{name}, graph"] = graph
     for name in compile_too:
-        everything[f"{name}, compiled"] = torch.compile(runs[name], mode="reduce-overhead")
+        compiled = compiled_or_why(runs[name])
+        if isinstance(compiled, str):
+            found.setdefault("not compiled", {})[name] = compiled
+        else:
+            everything[f"{name}, compiled"] = compiled
     return found | {"ms": alternate(everything, device, rounds)}
 
 

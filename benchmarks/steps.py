@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-TAIL = 3000  # characters of output that are kept
+TAIL = 20_000  # characters of output that are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,7 @@ def run_step(step: Step, seconds: float, folder: Path) -> dict[str, Any]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors="replace",
             start_new_session=True,
         )
     except OSError as error:
@@ -61,8 +62,11 @@ def run_step(step: Step, seconds: float, folder: Path) -> dict[str, Any]:
         status = "ok" if process.returncode == 0 else "failed"
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)  # what the step has started as well
-        output, _ = process.communicate()
         status = "out of time"
+        try:
+            output, _ = process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:  # something that has left the session holds the pipe
+            output = ""
     results, rest = [], []
     for line in output.splitlines():
         found = _result(line)

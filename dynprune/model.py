@@ -267,6 +267,8 @@ class AcceleratedModel(nn.Module):
         self._follow_weights()
         statistics = Statistics(self._program, self.config.window)
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            if controller.dense_plan.ready is not None:
+                controller.dense_plan.ready.join()
             for batch in batches:
                 args = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
                 if self.config.dtype is not None:

@@ -61,8 +61,8 @@ ConvOperands master(const char* op, const at::Tensor& weight, const std::optiona
     const at::Tensor taps = weight.permute({0, 2, 3, 1});
     const at::Tensor unit_major = (even ? taps : taps.contiguous()).flatten(1, 2).unsqueeze(0);
     const int64_t* rows = indices.has_value() ? expect_index_list(op, "indices", *indices) : nullptr;
-    return {unit_major, bias,          rows, weight.size(2), weight.size(3), rows == nullptr ? all : indices->numel(),
-            1,          weight.size(1)};
+    return {unit_major,    bias, rows, weight.size(2), weight.size(3), indices.has_value() ? indices->numel() : all, 1,
+            weight.size(1)};
   }
   if (groups > 1 && weight.size(1) == 1) {
     const at::Tensor compact = pack_conv2d(weight, indices, std::nullopt, std::nullopt, groups);
@@ -78,8 +78,9 @@ ConvOperands master(const char* op, const at::Tensor& weight, const std::optiona
   const int64_t copies = compact.size(0);
   const at::Tensor unit_major = compact.permute({0, 4, 1, 2, 3}).narrow(1, 0, all / copies).flatten(2, 3);
   const int64_t* rows = indices.has_value() ? expect_index_list(op, "indices", *indices) : nullptr;
-  return {unit_major, bias,           rows, weight.size(2), weight.size(3), rows == nullptr ? all : indices->numel(),
-          groups,     compact.size(3)};
+  return {unit_major,     bias,           rows,
+          weight.size(2), weight.size(3), indices.has_value() ? indices->numel() : all,
+          groups,         compact.size(3)};
 }
 
 void set_input(Conv2dParams& p, const at::Tensor& input) {

@@ -38,7 +38,8 @@ LinearOperands resolve(const char* op, const at::Tensor& weight, const std::opti
   at::Tensor compact = weight.stride(1) == 1 || weight.size(1) < 2 ? weight : weight.contiguous();
   if (input_indices.has_value()) compact = gather_columns(compact, *input_indices);
   const int64_t* rows = indices.has_value() ? expect_index_list(op, "indices", *indices) : nullptr;
-  return {compact, bias, rows, rows == nullptr ? weight.size(0) : indices->numel()};
+  // An empty list has no address.
+  return {compact, bias, rows, indices.has_value() ? indices->numel() : weight.size(0)};
 }
 
 // The one place that decides for cuBLAS, where the host knows the counts: products so large that Hopper's and
@@ -138,7 +139,9 @@ at::Tensor linear_op(const at::Tensor& input, const at::Tensor& weight, const st
     return output;
   }
   LinearParams p{};
-  p.number = number_of(input.scalar_type(), at::globalContext().allowTF32CuBLAS());
+  p.number = number_of(input.scalar_type(),
+                       at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+                           at::Float32Precision::TF32);
   p.indices = o.indices;
   p.units = o.units;
   p.activation = spec;

@@ -65,7 +65,9 @@ at::Tensor pack_conv2d(const at::Tensor& weight, const std::optional<at::Tensor>
         scale.has_value() ? std::optional(scale->narrow(0, g * per_group, per_group)) : std::nullopt;
     run_gather(kOp, own.flatten(2).transpose(1, 2), indices, input_indices, own_scale, storage.select(0, g));
   }
-  return storage.view({copies, padded_units(units), kh, kw, -1}).narrow(4, 0, channels).permute({0, 2, 3, 4, 1});
+  return storage.view({copies, padded_units(units), kh, kw, storage.size(3)})
+      .narrow(4, 0, channels)
+      .permute({0, 2, 3, 4, 1});
 }
 
 at::Tensor gather_columns(const at::Tensor& rows, const at::Tensor& columns) {

@@ -126,10 +126,15 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
 template <class Kernel>
 Status launch(const Grid& grid, const typename Kernel::Params& params, Stream stream) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
-  // Raised for this device each time: it costs less than finding out whether it is.
+  // Raised for this device each time: it costs less than finding out whether it is. To the most that a block may have,
+  // so that another thread's smaller launch of this kernel takes nothing away.
   if (grid.shared_bytes > 48 * 1024) {
-    const cudaError_t raised =
-        cudaFuncSetAttribute(entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.shared_bytes);
+    int device = 0, most = 0;
+    cudaError_t raised = cudaGetDevice(&device);
+    if (raised == cudaSuccess) raised = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (raised == cudaSuccess) {
+      raised = cudaFuncSetAttribute(entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    }
     if (raised != cudaSuccess) return raised;
   }
   const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z));

@@ -484,11 +484,11 @@ class Encoded(nn.Module):
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.decoder = nn.TransformerDecoderLayer(12, 3, 25, batch_first=True, norm_first=True)
         self.out = nn.Linear(12, 3)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(6))
 
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:
         memory = self.encoder(x, src_key_padding_mask=padding)
-        mask = nn.Transformer.generate_square_subsequent_mask(6)
-        return self.out(self.decoder(x.flip(1), memory, mask, memory_key_padding_mask=padding).mean(1))
+        return self.out(self.decoder(x.flip(1), memory, self.mask, memory_key_padding_mask=padding).mean(1))
 
 
 def encoder() -> Architecture:

@@ -58,10 +58,19 @@ def conv2d(
                 input = input.index_select(1, input_indices)
             input_indices = None
     if groups != 1 and (indices is not None or weight.shape[1] < 8):
-        return reference.conv2d(
-            input, weight, bias, stride, padding, dilation, groups, indices=indices,
-            input_indices=input_indices, activation=activation, slope=slope, usage=usage,
+        # All units, of which some are picked: lists are on the device, and the reference would wait for them.
+        sums = usage
+        if usage is not None and indices is not None:
+            sums = usage.new_zeros((len(usage), weight.shape[0]))
+        y = reference.conv2d(
+            input, weight, bias, stride, padding, dilation, groups,
+            input_indices=input_indices, activation=activation, slope=slope, usage=sums,
         )  # fmt: skip
+        if indices is None:
+            return y
+        if usage is not None and sums is not None:
+            usage += sums.index_select(1, indices)
+        return y.index_select(1, indices).contiguous(memory_format=torch.channels_last)
     expect(weight.dim() == 4, op, "a weight [out, in, kh, kw]", list(weight.shape))
     common.expect_operands(op, input, weight, bias)
     common.expect_list(op, "indices", indices, input)
