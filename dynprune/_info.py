@@ -26,7 +26,8 @@ def info() -> dict[str, Any]:
     if native is None:
         backends["cpu"] = {"available": False, "reason": _native.failure or "not compiled"}
     else:
-        product = "brgemm" if native.has_brgemm() else "BLAS"
+        own = {"avx2": "a micro-kernel"}
+        product = "brgemm" if native.has_brgemm() else own.get(native.isa(), "BLAS")
         reason = (
             f"{native.isa()} kernels on {product}, {native.threads()} thread(s), "
             f"built for torch {native.TORCH_VERSION}"
