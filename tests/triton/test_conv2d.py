@@ -103,9 +103,21 @@ def test_tables_with_counts(device: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["depthwise-3x3", "groups-2"])
-def test_narrow_groups_take_the_reference(device: str, name: str) -> None:
+@pytest.mark.parametrize("picks", [False, True], ids=["all", "picked"])
+def test_narrow_groups_take_the_reference(device: str, name: str, picks: bool) -> None:
     case = next(case for case in CONV2D if case.name == name)
-    check(device, case, torch.float32, activation="relu")
+    picked = {"indices": subset(case.units, case.units // 2, seeded(name))} if picks else {}
+    check(device, case, torch.float32, activation="relu", **picked)
+
+
+def test_bad_lists_beside_narrow_groups(device: str) -> None:
+    x, weight = torch.randn(2, 6, 5, 5, device=device), torch.randn(6, 1, 3, 3, device=device)
+    units = torch.tensor([1, 4], device=device)
+    with pytest.raises(ValueError, match=r"^conv2d: expected contiguous int64 indices \[n\]"):
+        conv2d(x, weight, groups=6, indices=units.int())
+    usage = torch.zeros(4, 1, dtype=torch.float64, device=device)
+    with pytest.raises(ValueError, match=r"^conv2d: expected float64 usage \[4, 2\]"):
+        conv2d(x, weight, groups=6, indices=units, usage=usage)
 
 
 X, W = torch.randn(2, 7, 5, 5), torch.randn(9, 7, 3, 3)

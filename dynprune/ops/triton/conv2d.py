@@ -60,8 +60,10 @@ def conv2d(
     if groups != 1 and (indices is not None or weight.shape[1] < 8):
         # All units, of which some are picked: lists are on the device, and the reference would wait for them.
         sums = usage
-        if usage is not None and indices is not None:
-            sums = usage.new_zeros((len(usage), weight.shape[0]))
+        if indices is not None:
+            common.expect_list(op, "indices", indices, input)
+            common.expect_options(op, activation, usage, len(indices))
+            sums = None if usage is None else usage.new_zeros((len(usage), weight.shape[0]))
         y = reference.conv2d(
             input, weight, bias, stride, padding, dilation, groups,
             input_indices=input_indices, activation=activation, slope=slope, usage=sums,
