@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from dynprune.lowering import tables
+from dynprune.ops.devices import upload
 
 
 class LSTMLayer(nn.Module):
@@ -70,7 +71,7 @@ def run_lstm(
     Args:
         lstm: of one layer.
         x: ``[steps, batch, in]``, or batch first as ``lstm`` is.
-        lengths: int64 ``[batch]``, the longest as long as ``x``; None: all steps.
+        lengths: int64 ``[batch]`` of the host, the longest as long as ``x``; None: all steps.
         hidden: initial states ``[batch, hidden * directions]``; None: zero.
         cell: likewise, given with ``hidden``.
 
@@ -84,8 +85,17 @@ def run_lstm(
     if lengths is None:
         y, (h, c) = lstm(x, given)
     else:
-        packed, (h, c) = lstm(pack_padded_sequence(x, lengths, lstm.batch_first, enforce_sorted=False), given)
+        # In PyTorch's packed sequences, the longest first. PyTorch would sort rows by itself, but wait for a
+        # GPU twice on the way.
+        falling = lengths.argsort(descending=True, stable=True)
+        there, back = upload(falling, x.device), upload(falling.argsort(), x.device)
+        rows = 0 if lstm.batch_first else 1
+        if given is not None:
+            given = given[0].index_select(1, there), given[1].index_select(1, there)
+        packed = pack_padded_sequence(x.index_select(rows, there), lengths[falling], lstm.batch_first)
+        packed, (h, c) = lstm(packed, given)
         y, _ = pad_packed_sequence(packed, lstm.batch_first)
+        y, h, c = y.index_select(rows, back), h.index_select(1, back), c.index_select(1, back)
     return y, *h.unbind(0), *c.unbind(0)
 
 

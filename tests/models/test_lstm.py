@@ -12,6 +12,7 @@ from torch.nn.utils import rnn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import dynprune
+from dynprune.lowering.recurrent import run_lstm
 from tests.models.masked import Reader, masked_dense, relative_error
 from tests.models.test_exactness import TOLERANCE, expect_exact, force_random_sets, frozen
 
@@ -184,6 +185,27 @@ def test_exactness(name: str, compensation: str) -> None:
     for seed, share in enumerate((0.0, 0.3, 0.6)):
         force_random_sets(fast, share, seed)
         expect_exact(fast, model, [readers], *inputs)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("given", [False, True])
+def test_all_units_by_pytorch(batch_first: bool, given: bool) -> None:
+    """Each row of a packed batch as if it were alone."""
+    torch.manual_seed(0)
+    lstm = nn.LSTM(7, 5, bidirectional=True, batch_first=batch_first).eval()
+    lengths = torch.tensor([2, 6, 1, 6, 4])
+    x, states = torch.randn(5, 6, 7), torch.randn(2, 5, 10)
+    given_states = tuple(states) if given else (None, None)
+    with torch.no_grad():
+        y, *last = run_lstm(lstm, x if batch_first else x.transpose(0, 1), lengths, *given_states)
+        y = y if batch_first else y.transpose(0, 1)
+        for row, steps in enumerate(lengths.tolist()):
+            alone = x[row : row + 1, :steps]
+            begin = tuple(s[row].view(2, 1, 5) for s in states) if given else None
+            expected, (h, c) = lstm(alone if batch_first else alone.transpose(0, 1), begin)
+            torch.testing.assert_close(y[row, :steps], expected.reshape(steps, 10))
+            assert not y[row, steps:].any()
+            torch.testing.assert_close(torch.stack([s[row] for s in last]), torch.cat([h, c])[:, 0])
 
 
 def test_pruning_changes_the_answers() -> None:

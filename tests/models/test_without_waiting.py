@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -60,6 +61,10 @@ class WithoutGuard(TorchFunctionMode):
         if func is Tensor.__setitem__:
             value = args[2] if isinstance(args[2], Tensor) else torch.full_like(indexed(*args[:2]), args[2])
             return torch.ops.aten.copy_(indexed(*args[:2]), value)
+        if func is torch._VF._pack_padded_sequence:
+            return packed_shape(*args)
+        if func is torch._VF._pad_packed_sequence:
+            return padded_shape(*args)
         if func is Tensor.copy_:
             return torch.ops.aten.copy_(*args, **kwargs)
         if func is Tensor.contiguous:
@@ -162,11 +167,32 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pretended]:
         yield pretended
 
 
-def lstm_shapes(self: nn.LSTM, x: Tensor, states: Any = None) -> Any:
-    """What ``nn.LSTM`` returns for a padded batch, whose own way asks for a driver."""
+def lstm_shapes(self: nn.LSTM, x: Any, states: Any = None) -> Any:
+    """What ``nn.LSTM`` returns, whose own way asks for a driver."""
+    if isinstance(x, PackedSequence):
+        y, (h, c) = lstm_shapes(self, x.data.unsqueeze(0 if self.batch_first else 1))
+        batch = int(x.batch_sizes[0])
+        h, c = (s.expand(-1, batch, -1) for s in (h, c))
+        return PackedSequence(y.squeeze(0 if self.batch_first else 1), x.batch_sizes), (h, c)
     ways, batch = 2 if self.bidirectional else 1, x.shape[0 if self.batch_first else 1]
     state = x.new_zeros(ways * self.num_layers, batch, self.hidden_size)
     return x.new_zeros(*x.shape[:2], ways * self.hidden_size), (state, state.clone())
+
+
+def packed_shape(x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+    """What ``torch._VF._pack_padded_sequence`` returns."""
+    assert lengths.device.type == "cpu" and x.shape[0 if batch_first else 1] == len(lengths)
+    batch_sizes = (lengths[None, :] > torch.arange(int(lengths[0]))[:, None]).sum(1)
+    return x.new_zeros(int(lengths.sum()), x.shape[2]), batch_sizes
+
+
+def padded_shape(
+    x: Tensor, batch_sizes: Tensor, batch_first: bool, padding: float, steps: int
+) -> tuple[Tensor, Tensor]:
+    """What ``torch._VF._pad_packed_sequence`` returns."""
+    batch = int(batch_sizes[0])
+    y = x.new_zeros(*((batch, len(batch_sizes)) if batch_first else (len(batch_sizes), batch)), x.shape[1])
+    return y, (batch_sizes[:, None] > torch.arange(batch)).sum(0)
 
 
 # What PyTorch itself computes of these asks for a driver on the way.
@@ -207,6 +233,43 @@ def test_serving(gpu: Pretended, name: str) -> None:
     assert stats["canary_rows"] > 0
     assert stats["flips"] > 0
     assert 0 < stats["active_fraction"] < 1
+
+
+class Packed(nn.Module):
+    """Sequences with lengths of their own, read by an LSTM that is given its first states."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.batch_first = batch_first
+        self.lstm = nn.LSTM(6, 16, bidirectional=True, batch_first=batch_first)
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, x: Tensor, lengths: Tensor, h: Tensor, c: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x if self.batch_first else x.transpose(0, 1), lengths, self.batch_first)
+        _, (last, _) = self.lstm(packed, (h.transpose(0, 1), c.transpose(0, 1)))
+        return self.head(torch.cat([last[0], last[1]], 1))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_packed_sequences(
+    gpu: Pretended, batch_first: bool, size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if size == "large":  # canary rows run on PyTorch's own LSTM
+        monkeypatch.setattr("dynprune.control.controller._SMALL_MODEL", 0)
+    lengths = torch.arange(32, 0, -1) // 4 + 1
+    states = torch.zeros(32, 2, 16)
+    there = gpu.inputs((torch.zeros(32, 9, 6), states, states))
+    inputs = (there[0], lengths, *there[1:])
+    limits = {"evidence": 64, "drift_threshold": float("inf"), "dwell": 0, "min_active": 1}
+    config = dynprune.Config(
+        criterion=Turns(), prune_threshold=0.4, reactivate_threshold=0.6, canary_interval=3, **limits
+    )
+    fast = dynprune.accelerate(gpu.model(Packed(batch_first)), inputs, config)
+    for _ in range(14):
+        assert fast(*inputs).device.type == "cuda"
+    assert fast.stats()["canary_rows"] > 0
+    assert fast.stats()["flips"] > 0
 
 
 @pytest.mark.parametrize("compensation", ["lstsq", "none", "auto"])
