@@ -17,7 +17,7 @@ def taps_cut(position, size, taps, dilation):
     return tl.minimum(low, taps), taps - tl.minimum(inside, taps)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "usage_row"])
 def conv2d_kernel(
     x,  # [batch, channels, height, width] of any strides
     w,  # [out, channels / groups, kh, kw] of any strides

@@ -37,7 +37,7 @@ def tile_for(rows: int, units: int, bytes_each: int, *, usage: bool) -> Tile:
     return watched if usage else large
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "usage_row"])
 def linear_kernel(
     x,  # [rows, depth], or [rows, full depth] with GATHER_INPUT; element (r, k) at r * x_row + k * x_column
     w,  # [out, in]; element (u, k) at u * w_unit + k * w_column
@@ -48,7 +48,7 @@ def linear_kernel(
     unit_count,  # int32 [1]: how many of `units` there are, a multiple of 16; None: all
     depth_count,  # int32 [1]: how many of `depth` there are, likewise; None: all
     usage,  # float64 [4, usage_row], added to; None: not wanted
-    rows,
+    rows,  # not specialized, so that batches of all sizes share a program
     units,
     depth,
     x_row,

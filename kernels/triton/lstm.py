@@ -15,7 +15,7 @@ def options_for(bytes_each: int, counted: bool) -> dict:
     return {"num_stages": 3} if bytes_each == 4 else {"num_stages": 2, "maxnreg": 128}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps", "batch"])
 def lstm_kernel(
     product,  # float32 [steps, batch, product_row]: the input's products, a direction's panels side by side
     w_forward,  # [panels, depth + units, 64] of each direction

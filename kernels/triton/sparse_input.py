@@ -6,7 +6,7 @@ import triton.language as tl
 from .epilogue import activate, add_usage
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "usage_row"])
 def sparse_input_kernel(
     x,  # [rows, depth] of any strides
     w,  # element (k, u) at k * w_input + u * w_unit; fast where an input's weights lie side by side

@@ -6,7 +6,7 @@ import triton.language as tl
 from .epilogue import add_usage
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps", "batch", "usage_row"])
 def usage_kernel(
     a,  # element (t, row, u) at t * a_time + row * a_batch + u
     lengths,  # int64 [batch], the steps of each row that count; None: all

@@ -77,12 +77,13 @@ def variants() -> Iterator[tuple[str, Any, str, dict[str, Any], dict[str, int]]]
         ("sparse_input", sparse_input_kernel, sizes | {"KIND": "none"}),
         ("usage", usage_kernel, usage),
     ):
-        yield f"{name} ones", kernel, "fp32", constants | ones(kernel, constants), {}
+        yield f"{name} ones", kernel, "fp32", constants, {}
 
 
 def ones(kernel: Any, constants: dict[str, Any]) -> dict[str, int]:
-    """Every size and stride of a kernel as 1."""
+    """Every size and stride as 1 of which a kernel is made anew; not known where it is interpreted."""
     others = OPERANDS | POINTERS.keys() | constants.keys() | {"slope", "threshold"}
+    others |= {param.name for param in kernel.params if param.do_not_specialize}
     return {name: 1 for name in kernel.arg_names if name not in others}
 
 
@@ -99,7 +100,7 @@ def compiled(kernel: Any, dtype: str, constants: dict[str, Any], options: dict[s
             signature[name] = f"*{POINTERS[name]}"
         else:
             signature[name] = "fp32" if name in ("slope", "threshold") else "i32"
-        if signature[name] != "fp32":
+        if signature[name] != "fp32" and not kernel.params[place].do_not_specialize:
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
@@ -122,6 +123,8 @@ def main() -> None:
     """Print a JSON line for each kernel, dtype and target."""
     wanted = [int(target) for target in sys.argv[1:]] or TARGETS
     for name, kernel, dtype, constants, options in variants():
+        if name.endswith("ones"):
+            constants = constants | ones(kernel, constants)
         for target in wanted:
             found = compiled(kernel, dtype, constants, options, target)
             more = resources(found.asm["cubin"]) | {"shared": found.metadata.shared}
