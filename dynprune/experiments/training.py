@@ -151,7 +151,7 @@ def train(
     """
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(
-        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )
     state = _State(model, optimizer, [], {})
     if resume and checkpoint is not None and checkpoint.is_file():

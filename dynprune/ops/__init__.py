@@ -28,6 +28,7 @@ if native is None:
     _library.impl("sparse_input_linear", reference.sparse_input_linear, "CPU")
     _library.impl("lstm", lstm_reference.lstm, "CPU")
     _library.impl("max_pool2d", reference.max_pool2d, "CPU")
+_library.impl("gather_into", reference.gather_into, "CPU")
 on_cuda = backends.register(_library)
 GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -124,6 +125,11 @@ def _lstm_fake(
     batch = input.shape[0 if batch_first else 1]
     last = input.new_empty((batch, units))
     return input.new_empty((*input.shape[:2], units)), last, torch.empty_like(last)
+
+
+@torch.library.register_fake("dynprune::gather_into", lib=_library)  # type: ignore[untyped-decorator]
+def _gather_into_fake(to: Tensor, weight: Tensor, **options: object) -> None:
+    pass
 
 
 # The reference is made of ops that have fakes of their own.

@@ -24,6 +24,8 @@ _TRITON = {
     "lstm": "lstm",
     "sparse_input_linear": "sparse_input",
 }
+# What PyTorch's ops do there where no kernel of ours does.
+_TORCH = {"max_pool2d": reference.max_pool2d, "gather_into": reference.gather_into}
 
 
 def requested() -> str:
@@ -72,9 +74,10 @@ def register(library: Any) -> dict[str, str]:
             if choice == "triton" or op not in serving:
                 library.impl(op, _lazily(module, op), "CUDA", allow_override=op in serving)
                 serving[op] = "triton"
-    if serving and "max_pool2d" not in serving:
-        library.impl("max_pool2d", reference.max_pool2d, "CUDA")
-        serving["max_pool2d"] = "torch"
+    for op, function in _TORCH.items():
+        if serving and op not in serving:
+            library.impl(op, function, "CUDA")
+            serving[op] = "torch"
     return serving
 
 

@@ -229,6 +229,51 @@ def pack_conv2d(
     return pack_panels(matrix).view(1, kh, kw, channels, padded_units(units))
 
 
+def gather_into(
+    to: Tensor,
+    weight: Tensor,
+    *,
+    indices: Tensor | None = None,
+    input_indices: Tensor | None = None,
+    scale: Tensor | None = None,
+    input_slots: Tensor | None = None,
+) -> None:
+    """Write the chosen units and inputs of a master weight into a compact one; the rest of it stays.
+
+    Args:
+        to: ``[units, inputs]`` or ``[units, inputs, kh, kw]``, inputs side by side in memory: its first
+            units are written.
+        weight: master ``[out, in]`` or ``[out, in, kh, kw]``.
+        indices, input_indices: int64 ``[n]`` on the device: rows and columns of ``weight``; None: all.
+        scale: float32 ``[out]``, a factor of each row.
+        input_slots: int64 ``[n]`` on the device: where in ``to`` each input goes; None: to the first ones.
+
+    Raises:
+        ValueError: a shape or dtype is not as above.
+    """
+    op = "gather_into"
+    values, n = weight, len(weight if indices is None else indices)
+    columns = weight.shape[1] if input_indices is None else len(input_indices)
+    fits = to.dim() == weight.dim() and to.dim() in (2, 4) and to.shape[2:] == weight.shape[2:]
+    room = [n, columns if input_slots is None else 0, *weight.shape[2:]]
+    fits = fits and to.dtype == weight.dtype and all(a >= b for a, b in zip(to.shape, room, strict=True))
+    expect(fits, op, f"room for a weight of at least {room}, {weight.dtype}", f"{list(to.shape)}, {to.dtype}")
+    fits = input_slots is None or input_slots.shape == (columns,)
+    got = None if input_slots is None else list(input_slots.shape)
+    expect(fits, op, f"input_slots [{columns}]", got)
+    if scale is not None:
+        expect(scale.shape == weight.shape[:1], op, f"a scale [{len(weight)}]", list(scale.shape))
+        values = (values * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
+    if indices is not None:
+        values = values.index_select(0, indices)
+    if input_indices is not None:
+        values = values.index_select(1, input_indices)
+    if input_slots is None:
+        to[:n, :columns] = values
+    else:
+        to[:n].index_copy_(1, input_slots, values)
+
+
 def tap_sums(weight: Tensor, values: Tensor, indices: Tensor | None = None) -> Tensor:
     """What channels with known ``values`` ``[in]`` add to a convolution ``[out, in, kh, kw]``, tap by tap.
 

@@ -32,4 +32,8 @@ SCHEMAS = {
         "(Tensor input, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding=0, "
         "SymInt[2] dilation=1, bool ceil_mode=False) -> Tensor"
     ),
+    "gather_into": (
+        "(Tensor(a!) to, Tensor weight, *, Tensor? indices=None, Tensor? input_indices=None, "
+        "Tensor? scale=None, Tensor? input_slots=None) -> ()"
+    ),
 }

@@ -39,6 +39,7 @@ from dynprune.plan.entries import (
     NormEntry,
     UsageEntry,
 )
+from dynprune.plan.inputs import write_weight
 from dynprune.plan.lstm import compact_gates, packed_gates, starts_with
 from dynprune.plan.plan import Plan
 from dynprune.plan.slots import Counts, Slots, first_active, put, rounded_up
@@ -338,13 +339,10 @@ def _writes(weight: Tensor, bias: Tensor, slots: Slots | None) -> Load:
     """What writes a layer's compact weight and bias into buffers, whose inputs lie as ``slots`` say."""
 
     def load(entry: LinearEntry | Conv2dEntry, plan: Plan) -> None:
-        n = entry.bias.shape[-1]
         weight.zero_()
         bias.zero_()
-        bias[..., :n] = entry.bias
-        if slots is None:
-            weight[:n] = entry.weight
-        else:
-            put(weight[:n], entry.weight, slots.places(plan.active), 1)
+        bias[..., : entry.bias.shape[-1]] = entry.bias
+        places = None if slots is None else upload(slots.places(plan.active), weight.device)
+        write_weight(weight, entry.weight, input_slots=places)
 
     return load

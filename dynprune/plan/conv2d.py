@@ -17,7 +17,6 @@ from dynprune.ops.devices import upload
 from dynprune.plan.entries import Conv2dEntry
 from dynprune.plan.inputs import (
     Inputs,
-    compacted,
     for_tensor_cores,
     picked,
     pruned_sums,
@@ -99,7 +98,7 @@ def _compact(
     """A compact weight ``[n, in / groups, kh, kw]``; arguments as of ``reference.pack_conv2d``."""
     if values is not None and sums is not None:
         sums.copy_(pruned_sums(weight, values, rows))
-    return for_tensor_cores(compacted(weight, scale, rows, columns))
+    return for_tensor_cores(weight, scale, rows, columns)
 
 
 def pick_channels(

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dynprune import ops
@@ -107,13 +106,34 @@ def compacted(
     return weight
 
 
-def for_tensor_cores(weight: Tensor) -> Tensor:
-    """``[out, in]`` or ``[out, in, kh, kw]`` with inputs side by side, those of each unit and tap beginning
-    at a multiple of 16 bytes: so the kernels on a GPU copy them without looking at single numbers."""
-    inputs = weight.shape[1]
-    if inputs == 1:  # depthwise: plain sums of taps
-        return weight.contiguous()
-    by_input = weight if weight.dim() == 2 else weight.permute(0, 2, 3, 1)
-    padded = F.pad(by_input, (0, -inputs % (16 // weight.element_size()))).contiguous()
-    aligned = padded[..., :inputs]
-    return aligned if weight.dim() == 2 else aligned.permute(0, 3, 1, 2)
+def for_tensor_cores(
+    weight: Tensor,
+    scale: Tensor | None = None,
+    rows: Tensor | None = None,
+    columns: Tensor | None = None,
+) -> Tensor:
+    """As :func:`compacted`, with inputs side by side, those of each unit and tap beginning at a multiple of
+    16 bytes: so the kernels on a GPU copy them without looking at single numbers."""
+    if weight.shape[1] == 1 and columns is None:  # depthwise: plain sums of taps
+        return compacted(weight, scale, rows).contiguous()
+    units, inputs = (
+        size if chosen is None else len(chosen)
+        for size, chosen in zip(weight.shape[:2], (rows, columns), strict=True)
+    )
+    padded = inputs + -inputs % (16 // weight.element_size())
+    by_input = weight.new_zeros((units, *weight.shape[2:], padded))
+    result = (by_input if weight.dim() == 2 else by_input.permute(0, 3, 1, 2))[:, :inputs]
+    write_weight(
+        result,
+        weight,
+        indices=None if rows is None else upload(rows, weight.device),
+        input_indices=None if columns is None else upload(columns, weight.device),
+        scale=scale,
+    )
+    return result
+
+
+def write_weight(to: Tensor, weight: Tensor, **chosen: Tensor | None) -> None:
+    """As :func:`dynprune.ops.reference.gather_into`, in one launch where there is a kernel."""
+    write = torch.ops.dynprune.gather_into if runs_on_gpu("gather_into", weight) else reference.gather_into
+    write(to, weight, **chosen)

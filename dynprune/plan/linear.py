@@ -55,11 +55,11 @@ def linear_entry(
         bias = linear_bias(weight, scale, bias, rows, inputs, sums)
         large = weight.dtype == torch.float32 and laid_out.numel() >= _INPUT_MAJOR_WEIGHTS
     else:
-        laid_out = compacted(inputs.mixed(weight), scale, rows, columns)
+        on_gpu = runs_on_gpu("linear", weight)
+        cut = for_tensor_cores if on_gpu else compacted
+        laid_out = cut(inputs.mixed(weight), scale, rows, columns)
         bias = linear_bias(weight, scale, bias, rows, inputs)
-        large, op = False, reference.linear
-        if runs_on_gpu("linear", weight):
-            laid_out, op = for_tensor_cores(laid_out), torch.ops.dynprune.linear.default
+        large, op = False, torch.ops.dynprune.linear.default if on_gpu else reference.linear
     units, depth = len(bias), weight.shape[1] if columns is None else len(columns)
     return LinearEntry(
         op=op,

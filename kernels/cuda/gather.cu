@@ -16,12 +16,11 @@ struct GatherKernel {
     const int64_t i = static_cast<int64_t>(block().y) * kThreads + thread(), tap = i / width, column = i - tap * width;
     if (tap >= p.taps) return;
     const int64_t row = block().x, from_row = p.rows == nullptr ? row : p.rows[row];
-    const int64_t to_row = p.row_slots == nullptr ? row : p.row_slots[row];
     const bool there = column < p.column_total;
     const int64_t from_column = there && p.columns != nullptr ? p.columns[column] : column;
     const int64_t to_column = there && p.column_slots != nullptr ? p.column_slots[column] : column;
     const int64_t from = from_row * p.row_stride + tap * p.tap_stride + from_column * p.column_stride;
-    const int64_t to = to_row * p.to_row_stride + tap * p.to_tap_stride + to_column;
+    const int64_t to = row * p.to_row_stride + tap * p.to_tap_stride + to_column;
     if constexpr (element_bytes(number) == 4) {
       const float x = there ? static_cast<const float*>(p.from)[from] : 0.f;
       static_cast<float*>(p.to)[to] = p.scale == nullptr || !there ? x : x * p.scale[from_row];

@@ -1,5 +1,5 @@
 // gather: rows and columns of a tensor, packed as the kernels read them: compact weights from a master, or the active
-// columns of a full-width input. With slots it rewrites some rows or columns of what was packed before, in place.
+// columns of a full-width input. With slots it writes each column where it belongs in a buffer of full capacity.
 #pragma once
 
 #include "types.h"
@@ -15,7 +15,6 @@ struct GatherParams {
   const float* scale;      // [rows of `from`], multiplied in float32 before the one rounding; nullptr: none
   void* to;                // element (row, tap, column) at row * to_row_stride + tap * to_tap_stride + column
   int64_t to_row_stride, to_tap_stride;
-  const int64_t* row_slots;     // [row_total] rows of `to`; nullptr: as they come
   const int64_t* column_slots;  // [column_total] columns of `to`; nullptr: as they come
   int64_t row_total, taps, column_total;
   int64_t column_padding;  // columns of zeros behind the others, where they come in order

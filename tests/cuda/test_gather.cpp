@@ -48,48 +48,39 @@ void run(const std::string& order, Number number, int64_t rows, int64_t columns,
   expect(close(actual, expected, scaled ? tolerance(number) : 0), what + ": values");
 }
 
-// Two rows and one column of a packed weight are exchanged for others; the rest stays.
-void run_slots(const std::string& order) {
-  Operand master = random_matrix(Number::bf16, 9, 8, 8);
-  std::vector<int64_t> rows{0, 2, 3, 5, 8}, columns{0, 1, 4, 6};
-  Operand packed(Number::bf16, 5 * 8);
-  GatherParams p{};
-  p.number = Number::bf16;
-  p.from = master.data();
-  p.row_stride = 8;
-  p.column_stride = 1;
-  p.taps = 1;
-  p.to = packed.data();
-  p.to_row_stride = 8;
-  p.rows = rows.data();
-  p.row_total = 5;
-  p.columns = columns.data();
-  p.column_total = 4;
-  p.column_padding = 4;
-  bool done = gather(p, nullptr) == 0;
-  // Rows in slots 1 and 4 give way to 7 and 1, then the column in slot 2 to 5.
-  const std::vector<int64_t> new_rows{7, 1}, row_slots{1, 4}, new_columns{5}, column_slots{2};
-  rows[1] = 7, rows[4] = 1;
-  p.rows = new_rows.data();
-  p.row_slots = row_slots.data();
-  p.row_total = 2;
-  done = done && gather(p, nullptr) == 0;
-  p.rows = rows.data();
-  p.row_slots = nullptr;
-  p.row_total = 5;
-  p.columns = new_columns.data();
-  p.column_slots = column_slots.data();
-  p.column_total = 1;
-  p.column_padding = 0;
-  done = done && gather(p, nullptr) == 0;
-  columns[2] = 5;
-  bool right = done;
-  for (int r = 0; r < 5; ++r) {
-    for (int k = 0; k < 8; ++k) {
-      right = right && packed.get(r * 8 + k) == (k < 4 ? master.values[rows[r] * 8 + columns[k]] : 0);
+// The columns go to their slots in rows of full capacity; what lies between stays.
+void run_slots(const std::string& order, Number number, int64_t taps) {
+  const int64_t rows = 6, columns = 7, in = 11, width = 24;
+  Operand master = random_matrix(number, rows, in * taps, in * taps);
+  const std::vector<int64_t> picked = subset(in, columns), slots{0, 1, 2, 3, 16, 17, 18};
+  Operand packed = random_matrix(number, rows, taps * width, taps * width);
+  std::vector<double> expected;
+  for (int64_t i = 0; i < rows * taps * width; ++i) expected.push_back(packed.get(i));
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      for (int64_t k = 0; k < columns; ++k) {
+        expected[(r * taps + tap) * width + slots[k]] = master.values[(r * in + picked[k]) * taps + tap];
+      }
     }
   }
-  expect(right, "gather " + order + ": slots");
+  GatherParams p{};
+  p.number = number;
+  p.from = master.data();
+  p.row_stride = in * taps;
+  p.tap_stride = 1;
+  p.column_stride = taps;
+  p.columns = picked.data();
+  p.column_slots = slots.data();
+  p.to = packed.data();
+  p.to_row_stride = taps * width;
+  p.to_tap_stride = width;
+  p.row_total = rows;
+  p.taps = taps;
+  p.column_total = columns;
+  const bool done = gather(p, nullptr) == 0;
+  std::vector<double> actual;
+  for (int64_t i = 0; i < rows * taps * width; ++i) actual.push_back(packed.get(i));
+  expect(done && close(actual, expected, 0), "gather " + order + ", " + name(number) + ": slots");
 }
 
 }  // namespace
@@ -101,6 +92,7 @@ void test_gather() {
     run(order.name, Number::f16, 5, 20, 1, 5, 20, true);
     run(order.name, Number::f32, 3, 1, 4, 9, 3, true);
     run(order.name, Number::bf16, 4, 0, 3, 9, 3, false);
-    run_slots(order.name);
+    run_slots(order.name, Number::bf16, 9);
+    run_slots(order.name, Number::f32, 1);
   }
 }

@@ -153,7 +153,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pretended]:
     monkeypatch.setattr(devices, "_receive", pretended.receive)
     monkeypatch.setattr(devices, "_stream", lambda device: "the only stream")
     monkeypatch.setattr(devices, "mark", lambda device: Passed())
-    monkeypatch.setattr(ops, "on_cuda", dict.fromkeys(("linear", "conv2d", "lstm"), "cuda"))
+    monkeypatch.setattr(ops, "on_cuda", dict.fromkeys(("linear", "conv2d", "lstm", "gather_into"), "cuda"))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(nn.LSTM, "forward", lstm_shapes)
 

@@ -93,7 +93,13 @@ def test_conv2d(case: ConvCase, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("batch", "units"), [(3, [17]), (70, [16, 33]), (64, [128, 128])], ids=str)
+@pytest.mark.parametrize(
+    ("batch", "units"),
+    # 2100 units' rows of the weight are too long for shared memory: each step is a launch, behind a library's
+    # product where the batch is large.
+    [(3, [17]), (70, [16, 33]), (64, [128, 128]), (5, [2100]), (64, [2100])],
+    ids=str,
+)
 def test_lstm(batch: int, units: list[int], dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(0)
     gates, biases = gates_of(9, units)
@@ -125,6 +131,27 @@ def test_sparse_input(rows: int) -> None:
     assert_close(actual.cpu(), reference.linear(x.double(), weight.double(), bias.double()))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", [(), (3, 2)], ids=str)
+def test_gather_into(kernel: tuple[int, ...], dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(0)
+    weight = torch.randn(23, 19, *kernel, generator=g).to(dtype)
+    lists = {
+        "indices": torch.arange(0, 23, 3),
+        "input_indices": torch.arange(1, 19, 2),
+        "input_slots": torch.tensor([0, 1, 2, 3, 16, 17, 18, 19, 20]),
+    }
+    scale = torch.randn(23, generator=g)
+    storage = torch.randn(16, *kernel, 32, generator=g).to(dtype)
+    expected, got = storage.clone(), storage.cuda()
+    for to, where in ((expected, "cpu"), (got, "cuda")):
+        there = {name: t.to(where) for name, t in lists.items()}
+        to = to.permute(0, 3, 1, 2) if kernel else to
+        torch.ops.dynprune.gather_into(to, weight.to(where), scale=scale.to(where), **there)
+    torch.testing.assert_close(got.cpu(), expected)
+    assert not torch.equal(expected, storage)
+
+
 def test_sanitized() -> None:
     for case in SANITIZED_LINEAR:
         expect_linear(torch.bfloat16, *case.tensors())
@@ -132,3 +159,4 @@ def test_sanitized() -> None:
         expect_conv2d(torch.bfloat16, conv)
     test_lstm(3, [17], torch.bfloat16)
     test_sparse_input(3)
+    test_gather_into((3, 2), torch.bfloat16)

@@ -77,6 +77,32 @@ def test_weights_in_other_layouts() -> None:
     assert native.pack_conv2d(kernel).equal(reference.pack_conv2d(kernel))
 
 
+@pytest.mark.parametrize("kernel", [(), (3, 2)], ids=str)
+def test_gather_into(kernel: tuple[int, ...]) -> None:
+    g = seeded("gather_into")
+    weight, scale = torch.randn(9, 7, *kernel, generator=g), torch.randn(9, generator=g)
+    rows, columns, slots = torch.tensor([0, 4, 8]), torch.tensor([1, 2, 6]), torch.tensor([5, 0, 9])
+    op = torch.ops.dynprune.gather_into
+    to = torch.randn(5, 12, *kernel, generator=g)
+    expected = to.clone()
+    for i, row in enumerate(rows.tolist()):
+        for column, slot in zip(columns.tolist(), slots.tolist(), strict=True):
+            expected[i, slot] = weight[row, column] * scale[row]
+    op(to, weight, indices=rows, input_indices=columns, scale=scale, input_slots=slots)
+    assert torch.equal(to, expected)
+    op(to[:, 5:], weight[:5])
+    expected[:, 5:] = weight[:5]
+    assert torch.equal(to, expected)
+    torch.library.opcheck(op.default, (to[:, 5:], weight), {"indices": rows})
+    for options, message in (
+        ({}, r"room for a weight of at least \[9, 7"),
+        ({"indices": rows, "input_slots": slots}, r"input_slots \[7\]"),
+        ({"indices": rows, "scale": scale[:3]}, r"a scale \[9\]"),
+    ):
+        with pytest.raises(ValueError, match=f"gather_into: expected {message}"):
+            op(to, weight, **options)
+
+
 W, K = torch.randn(9, 7), torch.randn(9, 7, 3, 3)
 BAD: list[tuple[str, str, tuple[Any, ...], str]] = [
     ("weight", "pack_linear", (K,), r"a weight \[out, in\], got \[9, 7, 3, 3\]"),
