@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dynprune import _native
-from dynprune.ops import backends, lstm_reference, reference, schemas
+from dynprune.ops import backends, lstm_reference, packing, reference, schemas
 
 _library: Any = torch.library.Library(  # type: ignore[no-untyped-call]
     schemas.NAMESPACE, "DEF"
@@ -28,14 +28,14 @@ if native is None:
     _library.impl("sparse_input_linear", reference.sparse_input_linear, "CPU")
     _library.impl("lstm", lstm_reference.lstm, "CPU")
     _library.impl("max_pool2d", reference.max_pool2d, "CPU")
-_library.impl("gather_into", reference.gather_into, "CPU")
+_library.impl("gather_into", packing.gather_into, "CPU")
 on_cuda = backends.register(_library)
 GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-pack_linear = reference.pack_linear if native is None else native.pack_linear
-pack_input_major = reference.pack_input_major if native is None else native.pack_input_major
-pack_conv2d = reference.pack_conv2d if native is None else native.pack_conv2d
-tap_sums = reference.tap_sums if native is None else native.tap_sums
+pack_linear = packing.pack_linear if native is None else native.pack_linear
+pack_input_major = packing.pack_input_major if native is None else native.pack_input_major
+pack_conv2d = packing.pack_conv2d if native is None else native.pack_conv2d
+tap_sums = packing.tap_sums if native is None else native.tap_sums
 pack_lstm = lstm_reference.pack_lstm
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from dynprune.ops import reference
-from dynprune.ops.reference import expect
+from dynprune.ops import packing, reference
+from dynprune.ops.checks import expect
 from dynprune.ops.schemas import NAMESPACE, SCHEMAS
 
 CHOICE = "DYNPRUNE_BACKEND"
@@ -25,7 +25,7 @@ _TRITON = {
     "sparse_input_linear": "sparse_input",
 }
 # What PyTorch's ops do there where no kernel of ours does.
-_TORCH = {"max_pool2d": reference.max_pool2d, "gather_into": reference.gather_into}
+_TORCH = {"max_pool2d": reference.max_pool2d, "gather_into": packing.gather_into}
 
 
 def requested() -> str:

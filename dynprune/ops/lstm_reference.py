@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynprune.ops.reference import PANEL, counted, expect, expect_count, leave_unwritten
+from dynprune.ops.checks import counted, expect, expect_count, leave_unwritten
+from dynprune.ops.packing import PANEL
 
 LSTM_UNITS = PANEL // 4
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dynprune import ops
 from dynprune.lowering.convolution import conv_padding, is_depthwise
 from dynprune.lowering.ir import LayerSite
-from dynprune.ops import reference
+from dynprune.ops import packing, reference
 from dynprune.ops.devices import upload
 from dynprune.plan.entries import Conv2dEntry
 from dynprune.plan.inputs import (
@@ -83,7 +83,7 @@ def _kernel(weight: Tensor, packed: bool) -> tuple[Callable[..., Tensor], Callab
         return torch.ops.dynprune.conv2d.default if native else reference.conv2d, _compact
     if runs_native(weight):
         return torch.ops.dynprune.conv2d.default, ops.pack_conv2d
-    return reference.conv2d, reference.pack_conv2d
+    return reference.conv2d, packing.pack_conv2d
 
 
 def _compact(
@@ -95,7 +95,7 @@ def _compact(
     values: Tensor | None = None,
     sums: Tensor | None = None,
 ) -> Tensor:
-    """A compact weight ``[n, in / groups, kh, kw]``; arguments as of ``reference.pack_conv2d``."""
+    """A compact weight ``[n, in / groups, kh, kw]``; arguments as of ``packing.pack_conv2d``."""
     if values is not None and sums is not None:
         sums.copy_(pruned_sums(weight, values, rows))
     return for_tensor_cores(weight, scale, rows, columns)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dynprune import ops
-from dynprune.ops import reference
+from dynprune.ops import packing
 from dynprune.ops.devices import upload
 from dynprune.ops.reference import wide
 from dynprune.plan.substitute import Substitute
@@ -70,7 +70,7 @@ def pruned_sums(weight: Tensor, pruned: Tensor, rows: Tensor | None) -> Tensor:
     """What ``pruned`` ``[in]`` add to each row of ``weight`` ``[out, in, kh, kw]``, as packing finds it."""
     if weight.dtype == torch.float32 and weight.device.type == "cpu":
         return ops.tap_sums(weight, pruned, rows)
-    return reference.tap_sums(picked(weight, rows), upload(pruned, weight.device))
+    return packing.tap_sums(picked(weight, rows), upload(pruned, weight.device))
 
 
 def rows_of(active: Tensor | None) -> Tensor | None:
@@ -134,6 +134,6 @@ def for_tensor_cores(
 
 
 def write_weight(to: Tensor, weight: Tensor, **chosen: Tensor | None) -> None:
-    """As :func:`dynprune.ops.reference.gather_into`, in one launch where there is a kernel."""
-    write = torch.ops.dynprune.gather_into if runs_on_gpu("gather_into", weight) else reference.gather_into
+    """As :func:`dynprune.ops.packing.gather_into`, in one launch where there is a kernel."""
+    write = torch.ops.dynprune.gather_into if runs_on_gpu("gather_into", weight) else packing.gather_into
     write(to, weight, **chosen)

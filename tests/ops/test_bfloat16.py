@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dynprune import ops
-from dynprune.ops import reference
+from dynprune.ops import packing, reference
 from tests.ops.cases import (
     ACTIVE,
     CONV2D,
@@ -101,7 +101,7 @@ def test_conv2d(case: ConvCase) -> None:
 def test_border_table(case: TableCase) -> None:
     x, weight, _ = tensors(case.conv)
     table, groups = case.table(), case.conv.groups
-    wide = reference.pack_conv2d(weight.double(), groups=groups)
+    wide = packing.pack_conv2d(weight.double(), groups=groups)
     geometry = (*case.conv.geometry, groups)
     packed = ops.pack_conv2d(weight, groups=groups)
     check("conv2d", (x, wide, table, *geometry), (x, packed, table, *geometry), activation="tanh")
@@ -113,9 +113,9 @@ def test_packing_linear(case: LinearCase) -> None:
     _, weight, _ = tensors(case)
     scale = torch.randn(case.units, generator=seeded(case.name))
     packed = ops.pack_linear(weight, scale=scale)
-    assert packed.shape == (1, case.shape[-1], reference.padded_units(case.units))
-    assert packed.equal(reference.pack_linear(weight, scale=scale))
-    unpacked = reference.unpack_panels(packed, case.units, case.shape[-1])
+    assert packed.shape == (1, case.shape[-1], packing.padded_units(case.units))
+    assert packed.equal(packing.pack_linear(weight, scale=scale))
+    unpacked = packing.unpack_panels(packed, case.units, case.shape[-1])
     assert unpacked.equal((weight.float() * scale[:, None]).bfloat16())
 
 
@@ -124,16 +124,16 @@ def test_packing_conv2d(case: ConvCase) -> None:
     _, weight, _ = tensors(case)
     scale = torch.randn(case.units, generator=seeded(case.name))
     ours = ops.pack_conv2d(weight, scale=scale, groups=case.groups)
-    assert ours.equal(reference.pack_conv2d(weight, scale=scale, groups=case.groups))
+    assert ours.equal(packing.pack_conv2d(weight, scale=scale, groups=case.groups))
 
 
 @pytest.mark.parametrize("case", ACTIVE, ids=names(ACTIVE))
 def test_packing_index_lists(case: ActiveCase) -> None:
     weight = torch.randn(case.units, case.inputs, 3, 3, generator=seeded(case.name)).bfloat16()
     lists = case.index_lists()
-    assert ops.pack_conv2d(weight, *lists).equal(reference.pack_conv2d(weight, *lists))
+    assert ops.pack_conv2d(weight, *lists).equal(packing.pack_conv2d(weight, *lists))
     weight = weight[:, :, 0, 0]
-    assert ops.pack_linear(weight, *lists).equal(reference.pack_linear(weight, *lists))
+    assert ops.pack_linear(weight, *lists).equal(packing.pack_linear(weight, *lists))
 
 
 def test_rounding_and_values_that_are_no_numbers() -> None:

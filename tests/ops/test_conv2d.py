@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dynprune import ops
-from dynprune.ops import reference
+from dynprune.ops import packing, reference
 from tests.ops.cases import (
     ACTIVE,
     CONV2D,
@@ -68,7 +68,7 @@ def test_border_table(case: TableCase) -> None:
     table, groups = case.table(), case.conv.groups
     packed, in_double = (
         ops.pack_conv2d(weight, groups=groups),
-        reference.pack_conv2d(weight.double(), groups=groups),
+        packing.pack_conv2d(weight.double(), groups=groups),
     )
     geometry = (*case.conv.geometry, groups)
     check((x, in_double, table, *geometry), (x, packed, table, *geometry), activation="tanh")
@@ -380,7 +380,7 @@ def test_any_geometry_and_index_set(case: ConvCase, data: st.DataObject) -> None
         activation="relu",
     )
     check(
-        (x[:, inputs], reference.pack_conv2d(chosen.double()), table, *case.geometry),
+        (x[:, inputs], packing.pack_conv2d(chosen.double()), table, *case.geometry),
         (x, ops.pack_conv2d(weight, indices, inputs), table, *case.geometry),
         input_indices=inputs,
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynprune.ops import lstm_reference, reference
+from dynprune.ops import lstm_reference, packing, reference
 from tests.ops.cases import seeded
 from tests.ops.test_lstm import operands
 
@@ -62,7 +62,7 @@ def test_a_table_beside_a_master_is_that_beside_a_packed_weight() -> None:
     op = torch.ops.dynprune.conv2d
     y = op(x, w, table, (1, 1), (1, 1), activation="relu")
     for expected in (
-        op(x, reference.pack_conv2d(w), table, (1, 1), (1, 1), activation="relu"),
+        op(x, packing.pack_conv2d(w), table, (1, 1), (1, 1), activation="relu"),
         reference.conv2d(x, w, table, (1, 1), (1, 1), activation="relu"),
     ):
         assert torch.allclose(y, expected, atol=1e-4)

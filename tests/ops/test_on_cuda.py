@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dynprune import ops
-from dynprune.ops import lstm_reference, reference
+from dynprune.ops import lstm_reference, packing, reference
 from dynprune.plan.lstm import packed_gates
 from tests.ops.cases import ACTIVE, CONV2D, LINEAR, ActiveCase, ConvCase, LinearCase, names, seeded
 from tests.ops.test_lstm import gates_of
@@ -126,7 +126,7 @@ def test_lstm(batch: int, units: list[int], dtype: torch.dtype) -> None:
 def test_sparse_input(rows: int) -> None:
     x, weight, bias = LinearCase("sparse", (rows, 300), 130).tensors()
     x = torch.relu(x)
-    packed = reference.pack_plain(weight).cuda()
+    packed = packing.pack_plain(weight).cuda()
     actual = torch.ops.dynprune.sparse_input_linear(x.cuda(), packed, bias.cuda())
     assert_close(actual.cpu(), reference.linear(x.double(), weight.double(), bias.double()))
 

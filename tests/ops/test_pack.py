@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dynprune import ops
-from dynprune.ops import reference
+from dynprune.ops import packing
 from tests.ops.cases import ACTIVE, CONV2D, LINEAR, ActiveCase, ConvCase, LinearCase, names, seeded
 
 native = ops.native
@@ -20,10 +20,10 @@ if native is None:
 def test_linear(case: LinearCase) -> None:
     weight = case.tensors()[1]
     packed = native.pack_linear(weight)
-    assert packed.shape == (1, case.shape[-1], reference.padded_units(case.units))
-    assert packed.equal(reference.pack_linear(weight))
-    assert native.pack_input_major(packed).equal(reference.pack_input_major(packed))
-    unpacked = reference.unpack_panels(packed, case.units, case.shape[-1])
+    assert packed.shape == (1, case.shape[-1], packing.padded_units(case.units))
+    assert packed.equal(packing.pack_linear(weight))
+    assert native.pack_input_major(packed).equal(packing.pack_input_major(packed))
+    unpacked = packing.unpack_panels(packed, case.units, case.shape[-1])
     assert unpacked.equal(weight)
 
 
@@ -31,11 +31,11 @@ def test_linear(case: LinearCase) -> None:
 def test_conv2d(case: ConvCase) -> None:
     weight = case.tensors()[1]
     packed = native.pack_conv2d(weight)
-    assert packed.shape == (1, *case.kernel, weight.shape[1], reference.padded_units(case.units))
-    assert packed.equal(reference.pack_conv2d(weight))
+    assert packed.shape == (1, *case.kernel, weight.shape[1], packing.padded_units(case.units))
+    assert packed.equal(packing.pack_conv2d(weight))
     scale = torch.randn(case.units, generator=seeded(case.name))
     grouped = native.pack_conv2d(weight, scale=scale, groups=case.groups)
-    assert grouped.equal(reference.pack_conv2d(weight, scale=scale, groups=case.groups))
+    assert grouped.equal(packing.pack_conv2d(weight, scale=scale, groups=case.groups))
 
 
 @pytest.mark.parametrize("case", ACTIVE, ids=names(ACTIVE))
@@ -45,17 +45,17 @@ def test_index_lists_and_scale(case: ActiveCase) -> None:
     scale = torch.randn(case.units, generator=g)
     weight = torch.randn(case.units, case.inputs, generator=g)
     assert native.pack_linear(weight, units, inputs, scale).equal(
-        reference.pack_linear(weight, units, inputs, scale)
+        packing.pack_linear(weight, units, inputs, scale)
     )
     kernel = torch.randn(case.units, case.inputs, 3, 2, generator=g)
     packed = native.pack_conv2d(kernel, units, inputs, scale)
-    assert packed.equal(reference.pack_conv2d(kernel, units, inputs, scale))
+    assert packed.equal(packing.pack_conv2d(kernel, units, inputs, scale))
 
 
 def test_linear_columns_in_any_order() -> None:
     g = seeded("columns")
     weight, columns = torch.randn(19, 12, generator=g), torch.tensor([11, 0, 5, 4, 3])
-    assert native.pack_linear(weight, None, columns).equal(reference.pack_linear(weight, None, columns))
+    assert native.pack_linear(weight, None, columns).equal(packing.pack_linear(weight, None, columns))
 
 
 def test_large_weights() -> None:
@@ -63,18 +63,18 @@ def test_large_weights() -> None:
     g = seeded("large")
     weight, columns = torch.randn(680, 520, generator=g), torch.arange(0, 520, 3)
     rows = torch.arange(0, 680, 5)
-    assert native.pack_linear(weight).equal(reference.pack_linear(weight))
+    assert native.pack_linear(weight).equal(packing.pack_linear(weight))
     wide = torch.randn(680, 2600, generator=g)
-    assert native.pack_linear(wide, rows).equal(reference.pack_linear(wide, rows))
-    assert native.pack_linear(wide, None, columns).equal(reference.pack_linear(wide, None, columns))
+    assert native.pack_linear(wide, rows).equal(packing.pack_linear(wide, rows))
+    assert native.pack_linear(wide, None, columns).equal(packing.pack_linear(wide, None, columns))
 
 
 def test_weights_in_other_layouts() -> None:
     g = seeded("layouts")
     weight = torch.randn(12, 19, generator=g).t()
-    assert native.pack_linear(weight).equal(reference.pack_linear(weight))
+    assert native.pack_linear(weight).equal(packing.pack_linear(weight))
     kernel = torch.randn(19, 5, 3, 3, generator=g).contiguous(memory_format=torch.channels_last)
-    assert native.pack_conv2d(kernel).equal(reference.pack_conv2d(kernel))
+    assert native.pack_conv2d(kernel).equal(packing.pack_conv2d(kernel))
 
 
 @pytest.mark.parametrize("kernel", [(), (3, 2)], ids=str)
@@ -149,13 +149,13 @@ def test_tap_sums(case: ConvCase) -> None:
     values = torch.randn(weight.shape[1], generator=seeded(case.name))
     for indices in (None, torch.arange(0, len(weight), 2)):
         sums = native.tap_sums(weight, values, indices)
-        expected = reference.tap_sums(weight, values, indices)
+        expected = packing.tap_sums(weight, values, indices)
         torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_tap_sums_of_many_channels() -> None:
     weight, values = torch.randn(3, 515, 5, 3), torch.randn(515)
-    expected = reference.tap_sums(weight, values)
+    expected = packing.tap_sums(weight, values)
     torch.testing.assert_close(native.tap_sums(weight, values), expected, rtol=1e-5, atol=1e-4)
     with pytest.raises(ValueError, match=r"tap_sums: expected values \[515\], got \[3\]"):
         native.tap_sums(weight, values[:3])
@@ -173,8 +173,8 @@ def test_sums_on_the_way(case: ActiveCase) -> None:
     packed = native.pack_conv2d(
         kernel, units, inputs, torch.full((case.units,), 2.0), values=values, sums=sums
     )
-    assert packed.equal(2 * reference.pack_conv2d(kernel, units, inputs))
-    torch.testing.assert_close(sums, reference.tap_sums(kernel, values, units), rtol=1e-5, atol=1e-5)
+    assert packed.equal(2 * packing.pack_conv2d(kernel, units, inputs))
+    torch.testing.assert_close(sums, packing.tap_sums(kernel, values, units), rtol=1e-5, atol=1e-5)
     matrix = kernel.flatten(1)
     flat = torch.full((rows, 6), float("nan"), dtype=torch.float64)
     native.pack_linear(matrix, units, values=values, sums=flat)

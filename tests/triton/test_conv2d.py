@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynprune.ops import reference
+from dynprune.ops import packing, reference
 from dynprune.ops.triton.conv2d import conv2d
 from tests.ops.cases import CONV2D, TABLES, ConvCase, TableCase, names, seeded, subset
 from tests.ops.tolerance import assert_close, assert_usage_close
@@ -33,7 +33,7 @@ def check(
     expected_usage = torch.zeros(4, units, dtype=torch.float64)
     master = weight.double()
     if bias.dim() == 5:
-        master = reference.pack_conv2d(master, groups=case.groups)
+        master = packing.pack_conv2d(master, groups=case.groups)
     expected = reference.conv2d(
         x.double(), master, bias.double(), *case.geometry, case.groups, usage=expected_usage, **options
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynprune.ops import reference
+from dynprune.ops import packing, reference
 from dynprune.ops.triton.linear import linear
 from tests.ops.cases import ACTIVE, LINEAR, ActiveCase, LinearCase, names, seeded, subset
 from tests.ops.tolerance import assert_close, assert_usage_close
@@ -73,10 +73,10 @@ def test_gathers_from_a_strided_input(device: str) -> None:
 
 def test_packed_weight(device: str) -> None:
     x, weight, bias = (t.to(device) for t in LinearCase("packed", (5, 40), 75).tensors())
-    packed = reference.pack_plain(weight)
+    packed = packing.pack_plain(weight)
     torch.testing.assert_close(linear(x, packed, bias), linear(x, weight, bias))
     inputs = torch.arange(0, 40, 3, device=device)
-    packed = reference.pack_plain(weight[:, inputs])
+    packed = packing.pack_plain(weight[:, inputs])
     expected = linear(x[:, inputs].contiguous(), weight[:, inputs].contiguous(), bias)
     torch.testing.assert_close(linear(x, packed, bias, input_indices=inputs), expected)
 
@@ -126,7 +126,7 @@ BAD: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("weight-shape", (X, W[0]), {}, r"a weight \[out, in\]"),
     ("features", (X[:, :6], W), {}, r"an input with 7 \(active\) features, got 6"),
     ("bias-shape", (X, W, B[:8]), {}, r"a bias \[9\], got \[8\]"),
-    ("packed-without-bias", (X, reference.pack_linear(W)), {}, "a bias .* beside a packed weight, got none"),
+    ("packed-without-bias", (X, packing.pack_linear(W)), {}, "a bias .* beside a packed weight, got none"),
     ("int32", (X, W), {"indices": torch.tensor([1], dtype=torch.int32)}, "contiguous int64 indices"),
     ("activation", (X, W), {"activation": "swish"}, "an activation out of none, relu, .*, got swish"),
     ("usage-shape", (X, W), {"usage": torch.zeros(4, 8).double()}, r"float64 usage \[4, 9\]"),

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from dynprune.ops import backends, reference
+from dynprune.ops import backends, packing, reference
 from dynprune.ops.triton.sparse_input import sparse_input_linear
 from tests.ops.cases import seeded
 from tests.ops.tolerance import assert_close, assert_usage_close
@@ -42,7 +42,7 @@ def test_sparse_input(
     )
     on_device = usage.to(device)
     actual = sparse_input_linear(
-        x.to(device), reference.pack_plain(weight).to(device), bias.to(device),
+        x.to(device), packing.pack_plain(weight).to(device), bias.to(device),
         threshold=threshold, activation="relu", usage=on_device,
     )  # fmt: skip
     assert_close(actual.cpu(), expected)
@@ -53,15 +53,13 @@ def test_weights_of_inputs_that_no_row_needs_are_not_read(device: str) -> None:
     x = torch.tensor([[0.0, 1.0, 0.0], [0.0, 2.0, 0.0]], device=device)
     weight = torch.full((9, 3), float("nan"))
     weight[:, 1] = 3.0
-    y = sparse_input_linear(x, reference.pack_plain(weight).to(device), torch.zeros(9, device=device))
+    y = sparse_input_linear(x, packing.pack_plain(weight).to(device), torch.zeros(9, device=device))
     assert y.tolist() == [[3.0] * 9, [6.0] * 9]
 
 
 def test_nan_is_needed(device: str) -> None:
     x = torch.tensor([[0.0, float("nan"), 0.0]], device=device)
-    y = sparse_input_linear(
-        x, reference.pack_plain(torch.ones(9, 3)).to(device), torch.zeros(9, device=device)
-    )
+    y = sparse_input_linear(x, packing.pack_plain(torch.ones(9, 3)).to(device), torch.zeros(9, device=device))
     assert y.isnan().all()
 
 
@@ -75,7 +73,7 @@ def test_counts_of_sparse_inputs(device: str) -> None:
     x[:, 32:] = float("nan")
     counts = {n: torch.tensor([v], dtype=torch.int32) for n, v in (("unit_count", 16), ("depth_count", 32))}
     there = {n: c.to(device) for n, c in counts.items()}
-    packed = reference.pack_plain(weight).to(device)
+    packed = packing.pack_plain(weight).to(device)
     y = sparse_input_linear(x.to(device), packed, bias.to(device), **there)
     expected = reference.linear(x.double(), weight.double(), bias.double(), **counts)
     assert_close(y.cpu()[:, :16], expected[:, :16])

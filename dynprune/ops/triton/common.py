@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynprune.ops.reference import ACTIVATIONS, USAGE_ROWS, expect
+from dynprune.ops.checks import expect
+from dynprune.ops.reference import ACTIVATIONS, USAGE_ROWS
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

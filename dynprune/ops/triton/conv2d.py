@@ -11,7 +11,7 @@ from torch import Tensor
 from dynprune.kernels_triton.conv2d import conv2d_kernel
 from dynprune.kernels_triton.linear import tile_for
 from dynprune.ops import reference
-from dynprune.ops.reference import expect
+from dynprune.ops.checks import expect
 from dynprune.ops.triton import common
 
 

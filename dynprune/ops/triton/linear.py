@@ -6,8 +6,8 @@ import triton
 from torch import Tensor
 
 from dynprune.kernels_triton.linear import linear_kernel, tile_for
-from dynprune.ops import reference
-from dynprune.ops.reference import expect
+from dynprune.ops import packing, reference
+from dynprune.ops.checks import expect
 from dynprune.ops.triton import common
 
 
@@ -46,7 +46,7 @@ def linear(
     expect(input.dim() >= 1, op, "an input [..., features]", list(input.shape))
     expect(input_threshold >= 0, op, "an input_threshold of at least 0", input_threshold)
     if weight.dim() == 3:
-        units = reference.padded_units(len(bias)) if bias is not None and bias.dim() == 1 else -1
+        units = packing.padded_units(len(bias)) if bias is not None and bias.dim() == 1 else -1
         got = "none" if bias is None else list(bias.shape)
         expected = f"a bias [n] with n rounded up to {weight.shape[2]} beside a packed weight"
         expect(units == weight.shape[2], op, expected, got)

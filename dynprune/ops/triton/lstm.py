@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dynprune.kernels_triton.lstm import PANEL, lstm_kernel, options_for
 from dynprune.kernels_triton.usage import usage_kernel
+from dynprune.ops.checks import expect, expect_count
 from dynprune.ops.lstm_reference import LSTM_UNITS
-from dynprune.ops.reference import expect, expect_count
 from dynprune.ops.triton import common
 
 _ROWS, _UNITS, _DEPTH = 16, 32, 32  # of a tile; tensor cores take no fewer rows

@@ -6,7 +6,9 @@ import triton
 from torch import Tensor
 
 from dynprune.kernels_triton.sparse_input import sparse_input_kernel
-from dynprune.ops.reference import SPARSE_ROWS, expect, padded_units
+from dynprune.ops.checks import expect
+from dynprune.ops.packing import padded_units
+from dynprune.ops.reference import SPARSE_ROWS
 from dynprune.ops.triton import common
 
 _ROWS, _UNITS, _DEPTH = 16, 32, 32  # of a tile; tensor cores take no fewer rows
