@@ -22,6 +22,7 @@ class Context {
   int shared_limit() const { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
 
   void expect(Status status) const {
+    if (status != 0) (void)cudaGetLastError();  // reported here: the next op's check must not find it
     TORCH_CHECK(status == 0, op_, ": expected a launch without errors, got ",
                 cudaGetErrorString(static_cast<cudaError_t>(status)));
   }

@@ -64,6 +64,14 @@ ConvOperands master(const char* op, const at::Tensor& weight, const std::optiona
     return {unit_major,    bias, rows, weight.size(2), weight.size(3), indices.has_value() ? indices->numel() : all, 1,
             weight.size(1)};
   }
+  const bool in_runs =
+      (weight.stride(1) == 1 || weight.size(1) < 2) && weight.stride(2) == weight.size(3) * weight.stride(3);
+  if (groups > 1 && all % groups == 0 && in_runs && !indices.has_value() && !input_indices.has_value()) {
+    // Groups likewise: a plan's weights lie so, and are not packed anew by every call.
+    const at::Tensor taps = weight.permute({0, 2, 3, 1}).flatten(1, 2);
+    const at::Tensor unit_major = weight.size(1) == 1 ? taps.unsqueeze(0) : taps.unflatten(0, {groups, all / groups});
+    return {unit_major, bias, nullptr, weight.size(2), weight.size(3), all, groups, weight.size(1)};
+  }
   if (groups > 1 && weight.size(1) == 1) {
     const at::Tensor compact = pack_conv2d(weight, indices, std::nullopt, std::nullopt, groups);
     const int64_t units = indices.has_value() ? indices->numel() : all;
@@ -81,6 +89,11 @@ ConvOperands master(const char* op, const at::Tensor& weight, const std::optiona
   return {unit_major,     bias,           rows,
           weight.size(2), weight.size(3), indices.has_value() ? indices->numel() : all,
           groups,         compact.size(3)};
+}
+
+// index_select would leave an image with its channels apart.
+at::Tensor pick_channels(const at::Tensor& image, const at::Tensor& channels) {
+  return image.permute({0, 2, 3, 1}).index_select(3, channels).permute({0, 3, 1, 2});
 }
 
 void set_input(Conv2dParams& p, const at::Tensor& input) {
@@ -177,7 +190,7 @@ at::Tensor conv2d_op(const at::Tensor& input, const at::Tensor& weight, const st
     const at::Tensor all = conv2d_op(input, weight, bias, stride, padding, dilation, groups, std::nullopt,
                                      input_indices, activation, slope, sums, unit_count, depth_count);
     if (usage.has_value()) usage->add_(sums->index_select(1, *indices));
-    return all.index_select(1, *indices).contiguous(at::MemoryFormat::ChannelsLast);
+    return pick_channels(all, *indices);
   }
   const Context context(kOp, input);
   const ConvOperands o = weight.dim() == 5 ? packed(kOp, weight, bias, groups, indices)
@@ -188,7 +201,7 @@ at::Tensor conv2d_op(const at::Tensor& input, const at::Tensor& weight, const st
   const bool compact = input_indices.has_value() && input.size(1) != wanted;
   DYNPRUNE_EXPECT((compact ? input_indices->numel() : input.size(1)) == wanted, kOp,
                   c10::str("an input with ", wanted, " (active) channels"), input.size(1));
-  const at::Tensor chosen = compact && !depthwise ? input.index_select(1, *input_indices) : input;
+  const at::Tensor chosen = compact && !depthwise ? pick_channels(input, *input_indices) : input;
   const bool adjacent = chosen.stride(1) == 1 || chosen.size(1) == 1;
   const at::Tensor x = adjacent ? chosen : chosen.contiguous(at::MemoryFormat::ChannelsLast);
 

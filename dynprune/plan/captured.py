@@ -39,7 +39,7 @@ from dynprune.plan.entries import (
     NormEntry,
     UsageEntry,
 )
-from dynprune.plan.inputs import write_weight
+from dynprune.plan.inputs import write_weight, zeros_for_tensor_cores
 from dynprune.plan.lstm import compact_gates, packed_gates, starts_with
 from dynprune.plan.plan import Plan
 from dynprune.plan.slots import Counts, Slots, first_active, put, rounded_up
@@ -168,7 +168,7 @@ class CapturedPlan:
         units, count = self._outputs(site)
         spatial = 1 if slots is None else slots.layout.spatial
         width = entry.weight.shape[1] if slots is None else slots.width * spatial
-        weight = entry.weight.new_zeros((units, width))
+        weight = zeros_for_tensor_cores(entry.weight, units, width)
         bias = entry.bias.new_zeros(units)
         op: Callable[..., Tensor] = entry.op
         if spatial > 1:
@@ -188,8 +188,7 @@ class CapturedPlan:
         cleared, depth = self._inputs(slots)
         units, count = self._outputs(site)
         channels, kernel = (entry.weight.shape[1] if slots is None else slots.width), entry.weight.shape[2:]
-        by_pixel = entry.weight.new_zeros((units, *kernel, channels))
-        weight = by_pixel.permute(0, 3, 1, 2)
+        weight = zeros_for_tensor_cores(entry.weight, units, channels)
         bias = entry.bias.new_zeros(units)
         padding = tuple(conv_padding(site.module) or (0, 0))
         if slots is not None and any(padding):

@@ -13,6 +13,7 @@ from dynprune.lowering.ir import Layout
 from dynprune.ops import reference
 from dynprune.ops.devices import upload
 from dynprune.plan.entries import Entry
+from dynprune.plan.inputs import pick_channels
 from dynprune.plan.plan import Plan
 from dynprune.plan.record import Record
 from dynprune.plan.slots import Slots
@@ -113,7 +114,7 @@ def pick_units(
     **options: Any,
 ) -> Tensor:
     """A convolution in groups, of whose units ``chosen`` go on."""
-    y = op(*args, **options).index_select(1, chosen)
+    y = pick_channels(op(*args, **options), chosen)
     if usage is not None:
         usage += reference.usage_sums(y, 1)
     return y

@@ -18,6 +18,7 @@ from dynprune.plan.entries import Conv2dEntry
 from dynprune.plan.inputs import (
     Inputs,
     for_tensor_cores,
+    pick_channels,
     picked,
     pruned_sums,
     rows_of,
@@ -59,7 +60,7 @@ def conv2d_entry(
             bias = picked(bias, rows)
         more = {name: upload(rows_of_input, weight.device) for name, rows_of_input in more.items()}
         if pack is _compact:
-            op = functools.partial(pick_channels, op)
+            op = functools.partial(run_picked, op)
     return Conv2dEntry(
         op=op,
         weight=weight,
@@ -101,7 +102,7 @@ def _compact(
     return for_tensor_cores(weight, scale, rows, columns)
 
 
-def pick_channels(
+def run_picked(
     op: Callable[..., Tensor],
     x: Tensor,
     weight: Tensor,
@@ -116,7 +117,7 @@ def pick_channels(
 ) -> Tensor:
     """A convolution in groups of the channels ``input_indices``, which it does not pick by itself here."""
     if input_indices is not None:
-        x = x.index_select(1, input_indices)
+        x = pick_channels(x, input_indices)
     if groups == 0:  # no unit is active: one group of nothing
         x, weight, groups = x[:, :0], weight[:, :0], 1
     return op(x, weight, bias, stride, padding, dilation, groups, **options)

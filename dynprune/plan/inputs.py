@@ -120,9 +120,7 @@ def for_tensor_cores(
         size if chosen is None else len(chosen)
         for size, chosen in zip(weight.shape[:2], (rows, columns), strict=True)
     )
-    padded = inputs + -inputs % (16 // weight.element_size())
-    by_input = weight.new_zeros((units, *weight.shape[2:], padded))
-    result = (by_input if weight.dim() == 2 else by_input.permute(0, 3, 1, 2))[:, :inputs]
+    result = zeros_for_tensor_cores(weight, units, inputs)
     write_weight(
         result,
         weight,
@@ -131,6 +129,18 @@ def for_tensor_cores(
         scale=scale,
     )
     return result
+
+
+def zeros_for_tensor_cores(like: Tensor, units: int, inputs: int) -> Tensor:
+    """A weight of zeros with the kernel, dtype and device of ``like``, laid out so."""
+    padded = inputs + -inputs % (16 // like.element_size())
+    by_input = like.new_zeros((units, *like.shape[2:], padded))
+    return (by_input if like.dim() == 2 else by_input.permute(0, 3, 1, 2))[:, :inputs]
+
+
+def pick_channels(image: Tensor, channels: Tensor) -> Tensor:
+    """Channels of ``[batch, channels, height, width]``, side by side, as ``index_select`` leaves them not."""
+    return image.permute(0, 2, 3, 1).index_select(3, channels).permute(0, 3, 1, 2)
 
 
 def write_weight(to: Tensor, weight: Tensor, **chosen: Tensor | None) -> None:

@@ -108,7 +108,10 @@ DYNPRUNE_DEVICE float from_bf16(uint16_t x) { return __uint_as_float(static_cast
 DYNPRUNE_DEVICE void fence() { __threadfence(); }
 DYNPRUNE_DEVICE unsigned increment(unsigned* counter) { return atomicAdd(counter, 1u); }
 // Not from L1, where another block's writes do not show.
-DYNPRUNE_DEVICE float load_fresh(const float* p) { return __ldcg(p); }
+DYNPRUNE_DEVICE Float4 load_fresh(const Float4* p) {
+  const float4 v = __ldcg(reinterpret_cast<const float4*>(p));
+  return {v.x, v.y, v.z, v.w};
+}
 // Until `counter` is at least `target`; to be called by one thread of a block whose grid runs together.
 DYNPRUNE_DEVICE void await(const unsigned* counter, unsigned target) {
   unsigned seen;

@@ -66,7 +66,7 @@ inline float from_bf16(uint16_t x) { return bits_float(static_cast<uint32_t>(x) 
 
 void fence();
 unsigned increment(unsigned* counter);
-inline float load_fresh(const float* p) { return *p; }
+inline Float4 load_fresh(const Float4* p) { return *p; }
 void await(const unsigned* counter, unsigned target);
 
 Status emulate(const Grid& grid, int threads, void (*body)(const void* params), const void* params);

@@ -211,9 +211,12 @@ DYNPRUNE_DEVICE bool gather_parts(const SplitDepth& s, int64_t tile, int part) {
   float* const product = reinterpret_cast<float*>(shared());
   unsigned* const place = reinterpret_cast<unsigned*>(shared() + T::kSharedBytes - 16);
   float* const parts = s.sums + tile * s.parts * kSize;
+  auto quad = [&](int i) {
+    return reinterpret_cast<Float4*>(product + i / T::kUnits * T::kProductStride + i % T::kUnits);
+  };
   DYNPRUNE_NO_UNROLL
-  for (int i = thread(); i < kSize; i += T::kThreads) {
-    parts[static_cast<int64_t>(part) * kSize + i] = product[i / T::kUnits * T::kProductStride + i % T::kUnits];
+  for (int i = 4 * thread(); i < kSize; i += 4 * T::kThreads) {
+    *reinterpret_cast<Float4*>(parts + static_cast<int64_t>(part) * kSize + i) = *quad(i);
   }
   fence();
   sync();
@@ -222,10 +225,27 @@ DYNPRUNE_DEVICE bool gather_parts(const SplitDepth& s, int64_t tile, int part) {
   if (*place != static_cast<unsigned>(s.parts - 1)) return false;
   fence();
   DYNPRUNE_NO_UNROLL
-  for (int i = thread(); i < kSize; i += T::kThreads) {
-    float sum = 0.f;
-    for (int from = 0; from < s.parts; ++from) sum += load_fresh(parts + static_cast<int64_t>(from) * kSize + i);
-    product[i / T::kUnits * T::kProductStride + i % T::kUnits] = sum;
+  for (int i = 4 * thread(); i < kSize; i += 4 * T::kThreads) {
+    // Whole vectors, several under way at once: each takes as long to come as a slab takes to multiply.
+    constexpr int kAhead = 4;
+    Float4 sum{};
+    DYNPRUNE_NO_UNROLL
+    for (int from = 0; from < s.parts; from += kAhead) {
+      Float4 v[kAhead];
+      DYNPRUNE_UNROLL
+      for (int j = 0; j < kAhead; ++j) {
+        const int64_t at = static_cast<int64_t>(from + j) * kSize + i;
+        v[j] = from + j < s.parts ? load_fresh(reinterpret_cast<const Float4*>(parts + at)) : Float4{};
+      }
+      DYNPRUNE_UNROLL
+      for (int j = 0; j < kAhead; ++j) {
+        sum.x += v[j].x;
+        sum.y += v[j].y;
+        sum.z += v[j].z;
+        sum.w += v[j].w;
+      }
+    }
+    *quad(i) = sum;
   }
   if (thread() == 0) s.finished[tile] = 0;
   sync();
