@@ -55,22 +55,16 @@ ConvOperands master(const char* op, const at::Tensor& weight, const std::optiona
                     c10::str("a bias [", all, "], or [low, high, low, high, ", all, "] without indices and groups"),
                     bias->sizes());
   }
-  if (groups == 1 && !input_indices.has_value() && (weight.stride(1) == 1 || weight.size(1) < 2)) {
+  const bool whole_groups = groups == 1 || !indices.has_value();
+  if (whole_groups && !input_indices.has_value() && (weight.stride(1) == 1 || weight.size(1) < 2)) {
     // Channels last, as plans on a GPU hold compact weights: read where it lies.
     const bool even = weight.stride(2) == weight.size(3) * weight.stride(3);
     const at::Tensor taps = weight.permute({0, 2, 3, 1});
-    const at::Tensor unit_major = (even ? taps : taps.contiguous()).flatten(1, 2).unsqueeze(0);
+    const int64_t copies = weight.size(1) == 1 ? 1 : groups;
+    const at::Tensor unit_major = (even ? taps : taps.contiguous()).flatten(1, 2).unflatten(0, {copies, all / copies});
     const int64_t* rows = indices.has_value() ? expect_index_list(op, "indices", *indices) : nullptr;
-    return {unit_major,    bias, rows, weight.size(2), weight.size(3), indices.has_value() ? indices->numel() : all, 1,
-            weight.size(1)};
-  }
-  const bool in_runs =
-      (weight.stride(1) == 1 || weight.size(1) < 2) && weight.stride(2) == weight.size(3) * weight.stride(3);
-  if (groups > 1 && all % groups == 0 && in_runs && !indices.has_value() && !input_indices.has_value()) {
-    // Groups likewise: a plan's weights lie so, and are not packed anew by every call.
-    const at::Tensor taps = weight.permute({0, 2, 3, 1}).flatten(1, 2);
-    const at::Tensor unit_major = weight.size(1) == 1 ? taps.unsqueeze(0) : taps.unflatten(0, {groups, all / groups});
-    return {unit_major, bias, nullptr, weight.size(2), weight.size(3), all, groups, weight.size(1)};
+    const int64_t units = indices.has_value() ? indices->numel() : all;
+    return {unit_major, bias, rows, weight.size(2), weight.size(3), units, groups, weight.size(1)};
   }
   if (groups > 1 && weight.size(1) == 1) {
     const at::Tensor compact = pack_conv2d(weight, indices, std::nullopt, std::nullopt, groups);

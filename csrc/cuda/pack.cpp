@@ -30,7 +30,7 @@ GatherParams gather_from(const char* op, const at::Tensor& from, const std::opti
   p.tap_stride = from.stride(1);
   p.column_stride = from.stride(2);
   p.rows = rows.has_value() ? expect_index_list(op, "indices", *rows) : nullptr;
-  p.columns = columns.has_value() ? expect_index_list(op, "columns", *columns) : nullptr;
+  p.columns = columns.has_value() ? expect_index_list(op, "input_indices", *columns) : nullptr;
   if (scale.has_value()) {
     expect_float(op, "scale", *scale, at::kCUDA);
     DYNPRUNE_EXPECT(scale->dim() == 1 && scale->size(0) == from.size(0) && scale->is_contiguous(), op,

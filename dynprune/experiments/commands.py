@@ -71,6 +71,9 @@ def experiment(
             help="Add so many times the mean |activation| of the units, relative to their layer, to the loss."
         ),
     ] = 0.0,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Train under autocast in bfloat16; weights stay in float32.")
+    ] = False,
     shape: Annotated[
         str, typer.Option(help="Of an MLP: 64, 128-64, or 128-64-dropout (0.5 behind each hidden layer).")
     ] = "128-64",
@@ -154,6 +157,7 @@ def experiment(
                 augment=augment,
                 weight_decay=weight_decay,
                 usage_penalty=usage_penalty,
+                bf16=bf16,
                 shape=shape,
                 init=init,
                 seed=seed,

@@ -35,6 +35,7 @@ class Options:
     augment: bool = False
     weight_decay: float | None = None
     usage_penalty: float = 0.0
+    bf16: bool = False
     data_dir: Path | None = None
     prune_threshold: float = 0.05
     reactivate_threshold: float = 0.10
@@ -135,6 +136,7 @@ class Options:
             validation=min(recipe.validation, samples // 10),
             weight_decay=recipe.weight_decay if self.weight_decay is None else self.weight_decay,
             usage_penalty=self.usage_penalty,
+            bf16=self.bf16,
         )
 
     def uniform_config(self, criterion: str = "contribution") -> dynprune.Config:

@@ -38,7 +38,8 @@ class Recipe:
     cosine; ``validation``: so many of the last training samples are held out and choose the epoch with the
     least loss (0: the last epoch is taken); ``weight_decay``: of Adam, added to the gradient;
     ``usage_penalty``: factor of the usage of the activations (``relative_usage``, averaged over the layers),
-    added to the loss.
+    added to the loss; ``bf16``: whether the forward runs under autocast in bfloat16, with weights, gradients
+    of weights and Adam in float32.
     """
 
     epochs: int = 20
@@ -52,6 +53,7 @@ class Recipe:
     validation: int = 0
     weight_decay: float = 0.0
     usage_penalty: float = 0.0
+    bf16: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ def check_resumable(checkpoint: Path, model: nn.Module, recipe: Recipe, samples:
     """
     tensors, about = checkpoints.read(checkpoint)
     expected = {**asdict(recipe), "samples": samples}
-    got = {**(about.get("recipe") or {}), "samples": about.get("samples")}
+    # What a checkpoint of an older release does not name was trained as the default says.
+    got = {**asdict(Recipe()), **(about.get("recipe") or {}), "samples": about.get("samples")}
     for name, value in expected.items():
         if got.get(name) != value:
             raise ValueError(f"--resume: expected {name} {value} in {checkpoint}, got {got.get(name)}")
@@ -193,7 +196,9 @@ def _epoch(
                 rate = recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
                 state.optimizer.param_groups[0]["lr"] = rate
             labels = split.labels[rows].to(device)
-            logits = class_logits(model(*_placed(split.samples.inputs(rows, change), device)))
+            with torch.autocast(device, torch.bfloat16, enabled=recipe.bf16):
+                outputs = model(*_placed(split.samples.inputs(rows, change), device))
+            logits = class_logits(outputs.float())
             loss = nn.functional.cross_entropy(logits, labels)
             penalised = loss + recipe.usage_penalty * usage() if recipe.usage_penalty else loss
             state.optimizer.zero_grad()
@@ -290,7 +295,7 @@ def relative_usage(values: Tensor) -> Tensor:
     which the next layer makes up with larger weights, and that spares none; the root pulls harder at a
     unit the less it is used, until it is not used at all.
     """
-    sizes = values.abs()
+    sizes = values.float().abs()
     of_each = sizes.mean((0, 2, 3)) if sizes.dim() == 4 else sizes.flatten(0, -2).mean(0)
     relative = of_each / of_each.mean().clamp_min(SMALLEST_MEAN)
     return (relative + SMALL_USAGE).sqrt().mean()

@@ -33,6 +33,14 @@ def leave_unwritten(y: Tensor, units: int, dim: int) -> Tensor:
     return torch.cat([y, y.new_full(shape, torch.nan)], dim)
 
 
+def expect_list(op: str, name: str, t: Tensor | None, like: Tensor) -> None:
+    """Raise ValueError unless ``t`` is None or an int64 list where ``like`` lies; values are not read."""
+    if t is not None:
+        fits = t.dim() == 1 and t.dtype == torch.int64 and t.is_contiguous() and t.device == like.device
+        got = f"{t.dtype} {list(t.shape)} on {t.device}"
+        expect(fits, op, f"contiguous int64 {name} [n] on {like.device}", got)
+
+
 def expect_indices(op: str, name: str, t: Tensor, limit: int) -> None:
     """Raise ValueError unless ``t`` is an int64 list, strictly increasing in [0, ``limit``)."""
     expect(

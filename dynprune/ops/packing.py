@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynprune.ops.checks import expect
+from dynprune.ops.checks import expect, expect_list
 
 PANEL = 64
 UNIT_ALIGN = 8
@@ -146,15 +146,24 @@ def gather_into(
         input_slots: int64 ``[n]`` on the device: where in ``to`` each input goes; None: to the first ones.
 
     Raises:
-        ValueError: a shape or dtype is not as above.
+        ValueError: a shape, dtype or device is not as above, or on the CPU an index is out of range.
     """
     op = "gather_into"
+    lists = (("indices", indices, weight, 0), ("input_indices", input_indices, weight, 1))
+    for name, t, of, dim in (*lists, ("input_slots", input_slots, to, 1)):
+        expect_list(op, name, t, weight)
+        if t is not None and t.numel() and t.device.type == "cpu" and of.dim() > dim:
+            least, most = int(t.min()), int(t.max())
+            within = least >= 0 and most < of.shape[dim]
+            expect(within, op, f"{name} in [0, {of.shape[dim]})", f"{least} to {most}")
     values, n = weight, len(weight if indices is None else indices)
     columns = weight.shape[1] if input_indices is None else len(input_indices)
     fits = to.dim() == weight.dim() and to.dim() in (2, 4) and to.shape[2:] == weight.shape[2:]
     room = [n, columns if input_slots is None else 0, *weight.shape[2:]]
     fits = fits and to.dtype == weight.dtype and all(a >= b for a, b in zip(to.shape, room, strict=True))
-    expect(fits, op, f"room for a weight of at least {room}, {weight.dtype}", f"{list(to.shape)}, {to.dtype}")
+    fits = fits and to.device == weight.device
+    expected = f"room for a weight of at least {room}, {weight.dtype} on {weight.device}"
+    expect(fits, op, expected, f"{list(to.shape)}, {to.dtype} on {to.device}")
     fits = input_slots is None or input_slots.shape == (columns,)
     got = None if input_slots is None else list(input_slots.shape)
     expect(fits, op, f"input_slots [{columns}]", got)

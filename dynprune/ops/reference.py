@@ -61,6 +61,11 @@ def wide(t: Tensor) -> Tensor:
     return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
 
 
+def pick_channels(image: Tensor, channels: Tensor) -> Tensor:
+    """Channels of ``[batch, channels, height, width]``, side by side, as ``index_select`` leaves them not."""
+    return image.permute(0, 2, 3, 1).index_select(3, channels).permute(0, 3, 1, 2)
+
+
 def usage_sums(a: Tensor, dim: int) -> Tensor:
     """Usage ``[4, units]`` (float64) of activations whose units lie along ``dim``.
 

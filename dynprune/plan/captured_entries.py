@@ -13,7 +13,6 @@ from dynprune.lowering.ir import Layout
 from dynprune.ops import reference
 from dynprune.ops.devices import upload
 from dynprune.plan.entries import Entry
-from dynprune.plan.inputs import pick_channels
 from dynprune.plan.plan import Plan
 from dynprune.plan.record import Record
 from dynprune.plan.slots import Slots
@@ -114,7 +113,7 @@ def pick_units(
     **options: Any,
 ) -> Tensor:
     """A convolution in groups, of whose units ``chosen`` go on."""
-    y = pick_channels(op(*args, **options), chosen)
+    y = reference.pick_channels(op(*args, **options), chosen)
     if usage is not None:
         usage += reference.usage_sums(y, 1)
     return y

@@ -18,7 +18,6 @@ from dynprune.plan.entries import Conv2dEntry
 from dynprune.plan.inputs import (
     Inputs,
     for_tensor_cores,
-    pick_channels,
     picked,
     pruned_sums,
     rows_of,
@@ -117,7 +116,7 @@ def run_picked(
 ) -> Tensor:
     """A convolution in groups of the channels ``input_indices``, which it does not pick by itself here."""
     if input_indices is not None:
-        x = pick_channels(x, input_indices)
+        x = reference.pick_channels(x, input_indices)
     if groups == 0:  # no unit is active: one group of nothing
         x, weight, groups = x[:, :0], weight[:, :0], 1
     return op(x, weight, bias, stride, padding, dilation, groups, **options)

@@ -138,11 +138,6 @@ def zeros_for_tensor_cores(like: Tensor, units: int, inputs: int) -> Tensor:
     return (by_input if like.dim() == 2 else by_input.permute(0, 3, 1, 2))[:, :inputs]
 
 
-def pick_channels(image: Tensor, channels: Tensor) -> Tensor:
-    """Channels of ``[batch, channels, height, width]``, side by side, as ``index_select`` leaves them not."""
-    return image.permute(0, 2, 3, 1).index_select(3, channels).permute(0, 3, 1, 2)
-
-
 def write_weight(to: Tensor, weight: Tensor, **chosen: Tensor | None) -> None:
     """As :func:`dynprune.ops.packing.gather_into`, in one launch where there is a kernel."""
     write = torch.ops.dynprune.gather_into if runs_on_gpu("gather_into", weight) else packing.gather_into

@@ -20,8 +20,7 @@ struct Grid {
 }  // namespace dynprune::cuda
 
 // In both: thread(), block(), shared(), sync(), sync_warp(), copy_async(), commit_copies(), wait_copies(),
-// load_matrix(), multiply(), any_lane(), lane_votes(), fence(), increment(), load_fresh(), await(), signal(), and
-// launch().
+// load_matrix(), multiply(), any_lane(), lane_votes(), increment(), load_fresh(), await(), and launch().
 #if defined(__CUDACC__)
 #include "device_cuda.h"
 #else

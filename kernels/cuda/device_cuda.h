@@ -104,9 +104,13 @@ DYNPRUNE_DEVICE float from_f16(uint16_t x) {
 }
 DYNPRUNE_DEVICE float from_bf16(uint16_t x) { return __uint_as_float(static_cast<uint32_t>(x) << 16); }
 
-// Between blocks: what was written before is seen before what is written after.
-DYNPRUNE_DEVICE void fence() { __threadfence(); }
-DYNPRUNE_DEVICE unsigned increment(unsigned* counter) { return atomicAdd(counter, 1u); }
+// Between blocks, by one thread of each behind sync(): what its block wrote is seen by whoever sees the new count, and it
+// sees, behind the next sync() with its block, what the blocks counted before wrote. One fence a block, not one a thread.
+DYNPRUNE_DEVICE unsigned increment(unsigned* counter) {
+  unsigned before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;\n" : "=r"(before) : "l"(counter) : "memory");
+  return before;
+}
 // Not from L1, where another block's writes do not show.
 DYNPRUNE_DEVICE Float4 load_fresh(const Float4* p) {
   const float4 v = __ldcg(reinterpret_cast<const float4*>(p));

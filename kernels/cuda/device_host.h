@@ -64,7 +64,6 @@ inline uint16_t to_bf16(float x) {
 }
 inline float from_bf16(uint16_t x) { return bits_float(static_cast<uint32_t>(x) << 16); }
 
-void fence();
 unsigned increment(unsigned* counter);
 inline Float4 load_fresh(const Float4* p) { return *p; }
 void await(const unsigned* counter, unsigned target);

@@ -218,12 +218,10 @@ DYNPRUNE_DEVICE bool gather_parts(const SplitDepth& s, int64_t tile, int part) {
   for (int i = 4 * thread(); i < kSize; i += 4 * T::kThreads) {
     *reinterpret_cast<Float4*>(parts + static_cast<int64_t>(part) * kSize + i) = *quad(i);
   }
-  fence();
   sync();
   if (thread() == 0) *place = increment(s.finished + tile);
   sync();
   if (*place != static_cast<unsigned>(s.parts - 1)) return false;
-  fence();
   DYNPRUNE_NO_UNROLL
   for (int i = 4 * thread(); i < kSize; i += 4 * T::kThreads) {
     // Whole vectors, several under way at once: each takes as long to come as a slab takes to multiply.

@@ -227,7 +227,6 @@ struct LstmKernel : T {
 
   // Until all blocks of the same rows and direction have finished the step. The last time it leaves the counter zero.
   static DYNPRUNE_DEVICE void meet(unsigned* counter, unsigned blocks, int64_t arrival, bool last) {
-    fence();
     sync();
     if (thread() == 0) {
       const unsigned before = increment(counter);

@@ -192,8 +192,6 @@ float from_f16(uint16_t bits) {
   return static_cast<float>(half);
 }
 
-void fence() {}
-
 unsigned increment(unsigned* counter) { return (*counter)++; }
 
 void await(const unsigned* counter, unsigned target) {

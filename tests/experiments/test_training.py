@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dynprune.experiments import models
+from dynprune.experiments import checkpoints, models
 from dynprune.experiments.models import mnist_cnn
 from dynprune.experiments.samples import Images, Split, Texts
-from dynprune.experiments.training import Epoch, Recipe, relative_usage, train
+from dynprune.experiments.training import Epoch, Recipe, check_resumable, relative_usage, train
 
 
 def _two_kinds() -> Split:
@@ -82,6 +82,29 @@ def test_interrupted_training_goes_on_as_if_nothing_had_happened(tmp_path: Path)
         assert torch.equal(weight, again.state_dict()[name]), name
     with pytest.raises(ValueError, match=r"--resume: expected batch_size 8 in .*, got 4"):
         train(again, _texts(), replace(TEXT_RECIPE, batch_size=8), checkpoint=path, resume=True)
+
+
+def test_a_checkpoint_of_a_recipe_with_fewer_fields_was_trained_by_the_defaults(tmp_path: Path) -> None:
+    model, path = models.bilstm(4, 0), tmp_path / "checkpoint.safetensors"
+    train(model, _texts(), TEXT_RECIPE, checkpoint=path)
+    tensors, about = checkpoints.read(path)
+    del about["recipe"]["bf16"]
+    checkpoints.save(tensors, path, about)
+    check_resumable(path, model, TEXT_RECIPE, 60)
+    with pytest.raises(ValueError, match=r"--resume: expected bf16 True in .*, got False"):
+        check_resumable(path, model, replace(TEXT_RECIPE, bf16=True), 60)
+
+
+def test_bf16_trains_in_bfloat16_and_keeps_float32(tmp_path: Path) -> None:
+    seen: set[torch.dtype] = set()
+    recipe = Recipe(epochs=3, learning_rate=0.002, batch_size=8, bf16=True, usage_penalty=0.1)
+    model = mnist_cnn(0)
+    model[0].register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    history = train(model, _two_kinds(), recipe, checkpoint=tmp_path / "checkpoint.safetensors")
+    assert seen == {torch.bfloat16}
+    assert history[-1].accuracy > 0.9
+    tensors, _ = checkpoints.read(tmp_path / "checkpoint.safetensors")
+    assert {t.dtype for t in tensors.values()} == {torch.float32}
 
 
 def test_the_epoch_with_the_least_validation_loss_is_kept() -> None:

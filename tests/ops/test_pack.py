@@ -98,6 +98,13 @@ def test_gather_into(kernel: tuple[int, ...]) -> None:
         ({}, r"room for a weight of at least \[9, 7"),
         ({"indices": rows, "input_slots": slots}, r"input_slots \[7\]"),
         ({"indices": rows, "scale": scale[:3]}, r"a scale \[9\]"),
+        ({"indices": rows.int()}, r"contiguous int64 indices \[n\] on cpu"),
+        ({"indices": rows + 1}, r"indices in \[0, 9\), got 1 to 9"),
+        ({"indices": rows, "input_indices": columns - 2}, r"input_indices in \[0, 7\), got -1 to 4"),
+        (
+            {"indices": rows, "input_indices": columns, "input_slots": slots + 3},
+            r"input_slots in \[0, 12\), got 3 to 12",
+        ),
     ):
         with pytest.raises(ValueError, match=f"gather_into: expected {message}"):
             op(to, weight, **options)

@@ -48,16 +48,6 @@ def expect_options(op: str, activation: str, usage: Tensor | None, units: int) -
         expect(fits, op, f"float64 usage [4, {units}] with contiguous rows", got)
 
 
-def expect_list(op: str, name: str, indices: Tensor | None, like: Tensor) -> None:
-    """Raise ValueError unless ``indices`` is an int64 list on the device of ``like``; values are not read."""
-    if indices is not None:
-        fits = indices.dim() == 1 and indices.dtype == torch.int64 and indices.is_contiguous()
-        got = f"{indices.dtype} {list(indices.shape)} on {indices.device}"
-        expect(
-            fits and indices.device == like.device, op, f"contiguous int64 {name} [n] on {like.device}", got
-        )
-
-
 def usage_row(usage: Tensor | None) -> int:
     """Distance of the rows of ``usage``."""
     return 0 if usage is None else usage.stride(0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from dynprune.kernels_triton.conv2d import conv2d_kernel
 from dynprune.kernels_triton.linear import tile_for
 from dynprune.ops import reference
-from dynprune.ops.checks import expect
+from dynprune.ops.checks import expect, expect_list
 from dynprune.ops.triton import common
 
 
@@ -53,15 +53,15 @@ def conv2d(
         of_group = bias.shape[-1] // max(1, weight.shape[0])
         weight = weight.permute(0, 4, 3, 1, 2)[:, :of_group].flatten(0, 1)
         if input_indices is not None:
-            common.expect_list(op, "input_indices", input_indices, input)
+            expect_list(op, "input_indices", input_indices, input)
             if input.shape[1] != weight.shape[1] * groups:
-                input = input.index_select(1, input_indices)
+                input = reference.pick_channels(input, input_indices)
             input_indices = None
     if groups != 1 and (indices is not None or weight.shape[1] < 8):
         # All units, of which some are picked: lists are on the device, and the reference would wait for them.
         sums = usage
         if indices is not None:
-            common.expect_list(op, "indices", indices, input)
+            expect_list(op, "indices", indices, input)
             common.expect_options(op, activation, usage, len(indices))
             sums = None if usage is None else usage.new_zeros((len(usage), weight.shape[0]))
         y = reference.conv2d(
@@ -72,11 +72,11 @@ def conv2d(
             return y
         if usage is not None and sums is not None:
             usage += sums.index_select(1, indices)
-        return y.index_select(1, indices).contiguous(memory_format=torch.channels_last)
+        return reference.pick_channels(y, indices)
     expect(weight.dim() == 4, op, "a weight [out, in, kh, kw]", list(weight.shape))
     common.expect_operands(op, input, weight, bias)
-    common.expect_list(op, "indices", indices, input)
-    common.expect_list(op, "input_indices", input_indices, input)
+    expect_list(op, "indices", indices, input)
+    expect_list(op, "input_indices", input_indices, input)
     expect(groups == 1 or input_indices is None, op, "no input_indices with groups", groups)
     divide = groups > 0 and weight.shape[0] % groups == 0
     expect(divide, op, f"positive groups that divide {weight.shape[0]} units", groups)

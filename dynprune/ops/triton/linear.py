@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dynprune.kernels_triton.linear import linear_kernel, tile_for
 from dynprune.ops import packing, reference
-from dynprune.ops.checks import expect
+from dynprune.ops.checks import expect, expect_list
 from dynprune.ops.triton import common
 
 
@@ -54,7 +54,7 @@ def linear(
         expect(indices is None, op, "no indices beside a packed weight", "indices")
         weight = weight[0, :, : len(bias)].t()
         if input_indices is not None:
-            common.expect_list(op, "input_indices", input_indices, input)
+            expect_list(op, "input_indices", input_indices, input)
             if input.shape[-1] != weight.shape[1]:
                 input = input.index_select(-1, input_indices)
             input_indices = None
@@ -66,8 +66,8 @@ def linear(
         f"a bias [{weight.shape[0]}]",
         bias is not None and list(bias.shape),
     )
-    common.expect_list(op, "indices", indices, input)
-    common.expect_list(op, "input_indices", input_indices, input)
+    expect_list(op, "indices", indices, input)
+    expect_list(op, "input_indices", input_indices, input)
     units = weight.shape[0] if indices is None else len(indices)
     depth = weight.shape[1] if input_indices is None else len(input_indices)
     features = input.shape[-1]
