@@ -26,17 +26,57 @@ Pixel pixel_at(const Bf16Params& p, int64_t index) {
   return {index / (p.h.out * p.w.out), index / p.w.out % p.h.out, index % p.w.out};
 }
 
-uint16_t* append_zeros(uint16_t* to, int64_t n) {
-  std::memset(to, 0, static_cast<size_t>(n) * sizeof(uint16_t));
+// Forward by at most the rest of the row.
+void advance(const Bf16Params& p, int64_t pixels, Pixel* pixel) {
+  pixel->column += pixels;
+  if (pixel->column < p.w.out) return;
+  pixel->column = 0;
+  if (++pixel->row < p.h.out) return;
+  pixel->row = 0;
+  ++pixel->image;
+}
+
+// The output columns whose windows lie inside the image, and whose rows of the window are one piece each.
+struct Columns {
+  int64_t first, last;
+};
+
+Columns whole_windows(const Bf16Params& p) {
+  const ConvAxis& a = p.w;
+  const int64_t room = a.in + a.padding - (a.kernel - 1) * a.dilation - 1;
+  if (a.dilation != 1 || p.stride_w != p.channels || room < 0) return {0, 0};
+  return {(a.padding + a.stride - 1) / a.stride, min_of(a.out, room / a.stride + 1)};
+}
+
+// What is appended to a gathered row comes in pieces of this many values, the last of which may write on behind its
+// end, over what is still to come.
+constexpr int64_t kPiece = 32;
+
+inline uint16_t* append_zeros(uint16_t* to, int64_t n) {
+  for (int64_t i = 0; i < n; i += kPiece) std::memset(to + i, 0, kPiece * sizeof(uint16_t));
   return to + n;
 }
 
-uint16_t* append(uint16_t* to, const uint16_t* from, int64_t n) {
+// From an image, which nothing is read of beside these values.
+inline uint16_t* append(uint16_t* to, const uint16_t* from, int64_t n) {
+#if defined(__AVX512F__)
+  // A row has many short pieces: three of nine values for a window of 3 x 3 over three channels.
+  int64_t i = 0;
+  for (; i + kPiece <= n; i += kPiece) std::memcpy(to + i, from + i, kPiece * sizeof(uint16_t));
+  const __mmask32 rest = (1u << (n - i)) - 1;
+  if (n - i > kPiece / 2) {
+    _mm512_storeu_si512(to + i, _mm512_maskz_loadu_epi16(rest, from + i));
+  } else if (i < n) {  // and half a line crosses into the next one half as often
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i),
+                        _mm256_maskz_loadu_epi16(static_cast<__mmask16>(rest), from + i));
+  }
+#else
   if (n > 0) std::memcpy(to, from, static_cast<size_t>(n) * sizeof(uint16_t));  // no channels: `from` may be null
+#endif
   return to + n;
 }
 
-// What a pixel reads, in the order of the weight's depth; zeros outside the image.
+// What a pixel reads, in the order of the weight's depth, up to kPiece values more than that; zeros outside the image.
 void gather_pixel(const Bf16Params& p, const Pixel& pixel, uint16_t* to) {
   const int64_t kernel_row = p.w.kernel * p.channels;
   const int64_t left = cut_low(p.w, pixel.column), right = min_of(cut_high(p.w, pixel.column), p.w.kernel - left);
@@ -59,6 +99,45 @@ void gather_pixel(const Bf16Params& p, const Pixel& pixel, uint16_t* to) {
       for (int64_t kw = 0; kw < taps; ++kw) to = append(to, from + kw * p.w.dilation * p.stride_w, p.channels);
     }
     to = append_zeros(to, right * p.channels);
+  }
+}
+
+// The same for some pixels of one row with whole windows, which is most of them and takes no looking for borders.
+void gather_run(const Bf16Params& p, const Pixel& pixel, int64_t pixels, uint16_t* to, int64_t stride) {
+  const int64_t kernel_row = p.w.kernel * p.channels;
+  const int64_t above = cut_low(p.h, pixel.row), below = p.h.kernel - cut_high(p.h, pixel.row);
+  const uint16_t* from = p.input + pixel.image * p.stride_n + (pixel.row * p.h.stride - p.h.padding) * p.stride_h +
+                         (pixel.column * p.w.stride - p.w.padding) * p.stride_w;
+  for (int64_t r = 0; r < pixels; ++r, to += stride, from += p.w.stride * p.stride_w) {
+    uint16_t* row = to;
+    for (int64_t kh = 0; kh < p.h.kernel; ++kh) {
+      const bool outside = kh < above || kh >= below;
+      row = outside ? append_zeros(row, kernel_row) : append(row, from + kh * p.h.dilation * p.stride_h, kernel_row);
+    }
+  }
+}
+
+// What `rows` pixels from `pixel` on read, [rows, stride].
+void gather(const Bf16Params& p, Pixel pixel, int64_t rows, uint16_t* to, int64_t stride) {
+  const Columns whole = whole_windows(p);
+  while (rows > 0) {
+    const bool together = pixel.column >= whole.first && pixel.column < whole.last;
+    const int64_t some = together ? min_of(rows, whole.last - pixel.column) : 1;
+    if (together) {
+      gather_run(p, pixel, some, to, stride);
+    } else {
+      gather_pixel(p, pixel, to);
+    }
+    advance(p, some, &pixel);
+    rows -= some;
+    to += some * stride;
+  }
+}
+
+// The row of the bias table for each of `rows` pixels from `pixel` on.
+void find_zones(const Bf16Params& p, Pixel pixel, int64_t rows, int32_t* zone) {
+  for (int64_t r = 0; r < rows; ++r, advance(p, 1, &pixel)) {
+    zone[r] = static_cast<int32_t>(zone_of(p.h, pixel.row) * zone_count(p.w) + zone_of(p.w, pixel.column));
   }
 }
 
@@ -110,21 +189,18 @@ void bf16_range(const Bf16Params& p, double* usage, int64_t begin, int64_t end) 
   FlushDenormals flush;
   const int64_t panels = panel_count(p.units), depth = depth_of(p);
   float* product = scratch(0, kRowTile * kPanel);
-  // Gathered rows begin at cache lines.
+  // Gathered rows begin at cache lines; behind the last there is room for what its last piece writes too much.
   const int64_t gathered_stride = (depth + 31) / 32 * 32;
   uint16_t* gathered =
-      reads_input(p) ? nullptr : reinterpret_cast<uint16_t*>(scratch(1, p.row_tile * gathered_stride / 2));
+      reads_input(p) ? nullptr : reinterpret_cast<uint16_t*>(scratch(1, (p.row_tile * gathered_stride + kPiece) / 2));
   const bool zones = p.bias != nullptr && zone_count(p.h) * zone_count(p.w) > 1;
   int32_t zone[kRowTile];
   int64_t current = -1;  // the tile that `gathered` and `zone` belong to
   for (int64_t task = begin; task < end; ++task) {
     const int64_t tile = task / panels, unit = task % panels * kPanel;
     const int64_t row = tile * p.row_tile, rows = min_of(p.row_tile, bf16_rows(p) - row);
-    for (int64_t r = 0; r < rows && tile != current && (zones || gathered != nullptr); ++r) {
-      const Pixel pixel = pixel_at(p, row + r);
-      if (gathered != nullptr) gather_pixel(p, pixel, gathered + r * gathered_stride);
-      zone[r] = static_cast<int32_t>(zone_of(p.h, pixel.row) * zone_count(p.w) + zone_of(p.w, pixel.column));
-    }
+    if (tile != current && gathered != nullptr) gather(p, pixel_at(p, row), rows, gathered, gathered_stride);
+    if (tile != current && zones) find_zones(p, pixel_at(p, row), rows, zone);
     current = tile;
     const int64_t units = min_of(kPanel, p.units - unit);
     const uint16_t* input = gathered != nullptr ? gathered : p.input + row * p.stride_w;
