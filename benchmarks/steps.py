@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -61,12 +62,7 @@ def run_step(step: Step, seconds: float, folder: Path) -> dict[str, Any]:
         output, _ = process.communicate(timeout=seconds)
         status = "ok" if process.returncode == 0 else "failed"
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # what the step has started as well
-        status = "out of time"
-        try:
-            output, _ = process.communicate(timeout=10)
-        except subprocess.TimeoutExpired:  # something that has left the session holds the pipe
-            output = ""
+        status, output = "out of time", _stop(process)
     results, rest = [], []
     for line in output.splitlines():
         found = _result(line)
@@ -76,6 +72,19 @@ def run_step(step: Step, seconds: float, folder: Path) -> dict[str, Any]:
             results.append(found)
     elapsed = round(time.monotonic() - begin, 1)
     return {"status": status, "seconds": elapsed, "results": results, "output": "\n".join(rest)[-TAIL:]}
+
+
+def _stop(process: subprocess.Popen[str]) -> str:
+    """End a process and what it has started, and give what it printed."""
+    for number in (signal.SIGINT, signal.SIGKILL):  # interrupted, pytest still says which tests have failed
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        try:
+            return process.communicate(timeout=8)[0]
+        except subprocess.TimeoutExpired as late:
+            # Waits for a driver that waits for the device, or something that left the session holds the pipe.
+            output = late.output or b""
+    return output if isinstance(output, str) else output.decode(errors="replace")
 
 
 def _result(line: str) -> dict[str, Any] | None:

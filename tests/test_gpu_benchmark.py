@@ -39,6 +39,22 @@ def test_a_step_out_of_time_ends_with_what_it_has_started() -> None:
     assert time.monotonic() - begin < 30
 
 
+def test_an_interrupted_pytest_still_says_what_failed(tmp_path: Path) -> None:
+    (tmp_path / "test_two.py").write_text(
+        "import time\ndef test_one():\n    assert 1 == 2\ndef test_two():\n    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tmp_path)]
+    record = run_step(Step("one", command, 60), 8, tmp_path)
+    assert record["status"] == "out of time"
+    assert "assert 1 == 2" in record["output"]
+
+
+def test_a_pipe_that_stays_open_loses_nothing() -> None:
+    code = "import subprocess as s; print('{}', flush=True); s.Popen(['sleep', '40'], start_new_session=True)"
+    record = run_step(Step("one", python(code), 60), 2, Path.cwd())
+    assert (record["status"], record["results"]) == ("out of time", [{}])
+
+
 def test_a_program_that_is_not_there() -> None:
     record = run_step(Step("one", ["no-such-program"], 60), 60, Path.cwd())
     assert record["status"] == "not started"
@@ -67,10 +83,12 @@ def test_steps_go_on_after_a_failure_and_stop_at_the_end_of_time() -> None:
 
 def test_record_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
-        {"suite": "linear", "ms": {"dense": 4.0, "compact": 2.0, "ours": 1.0}},
-        {"suite": "linear", "ms": {"compact": 1.0, "ours": 2.0, "ours, graph": 1.0}},
-        {"suite": "lstm", "ms": {"dense": 1.0, "compact": 1.0, "ours": 2.0}},
-        {"suite": "conv2d", "error": "ValueError: wrong"},
+        {"suite": "linear", "case": "a", "ms": {"dense": 4.0, "compact": 2.0, "ours": 1.0}},
+        {"suite": "linear", "case": "b", "ms": {"compact": 1.0, "ours": 2.0, "ours, graph": 1.0}},
+        {"suite": "lstm", "case": "c", "ms": {"dense": 1.0, "compact": 1.0, "ours": 2.0}},
+        {"suite": "models", "case": "m, batch 1", "ms": {"dense": 9.0, "ours": 1.0}},
+        {"suite": "models", "case": "m, batch 256", "ms": {"dense": 2.0, "ours": 1.0}},
+        {"suite": "conv2d", "case": "number 0", "error": "ValueError: wrong"},
     ]
     code = "".join(f"print({json.dumps(json.dumps(row))});" for row in rows)
     steps = [Step("linear triton", python(code), 60), Step("tests cuda", python("raise SystemExit(3)"), 60)]
@@ -84,12 +102,16 @@ def test_record_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     lines = {tuple(line.split()[:2]): line.split() for line in said.splitlines() if line.startswith("triton")}
     assert lines["triton", "linear"][5:] == ["2", "1.00", "0.50", "0.95"]
     assert lines["triton", "lstm"][-1] == "misses"
+    assert lines["triton", "models"][5:] == ["(batch", "256)", "1", "2.00", "2.00", "1.60"]
     assert "wrong" in " ".join(lines["triton", "conv2d"])
 
 
 def test_choice_of_steps(tmp_path: Path) -> None:
-    steps = [Step("a", python("pass"), 60), Step("b", python("raise SystemExit(1)"), 60)]
+    codes = {"build": "pass", "a": "pass", "b": "raise SystemExit(1)"}
+    steps = [Step(name, python(code), 60) for name, code in codes.items()]
     assert gpu.main(["--out", str(tmp_path), "--only", "a"], steps) == 0
+    (file,) = tmp_path.iterdir()
+    assert list(json.loads(file.read_text())["steps"]) == ["build", "a"]
     with pytest.raises(SystemExit):
         gpu.main(["--out", str(tmp_path), "--only", "c"], steps)
 
@@ -102,7 +124,7 @@ def test_the_steps_fit_into_their_time_and_name_what_is_there() -> None:
             if part.startswith("tests/"):
                 assert (gpu.ROOT / part).exists()
             if part in gpu_cases.SUITES:
-                assert step.name.startswith(("linear", "conv2d", "flips"))
+                assert step.name.startswith(f"times of {part} ")
     assert gpu.file_name("NVIDIA H100 80GB HBM3") == "gpu-nvidia-h100-80gb-hbm3.json"
 
 

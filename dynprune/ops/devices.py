@@ -17,6 +17,13 @@ def _send(t: Tensor, device: torch.device) -> Tensor:
     return t.pin_memory().to(device, non_blocking=True)
 
 
+def tf32_allowed(op: str) -> bool:
+    """Whether PyTorch lets products of float32 in "linear", "conv2d" or "lstm" be taken in tf32 on a GPU."""
+    backends = torch.backends
+    of = {"conv2d": backends.cudnn.conv, "lstm": backends.cudnn.rnn}.get(op, backends.cuda.matmul)
+    return bool(of.fp32_precision == "tf32")
+
+
 def fetch(t: Tensor) -> Tensor:
     """``t`` on the host; waits for everything before it on the current stream."""
     return t if t.device.type == "cpu" else t.cpu()

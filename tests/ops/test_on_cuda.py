@@ -5,7 +5,6 @@ Cases named "sanitized" are few and small: they run under compute-sanitizer as w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,14 +24,6 @@ SANITIZED_LINEAR = [
     case for case in LINEAR if case.name in ("63-rows-17-units", "8-rows-15-units", "sliced-features")
 ]
 SANITIZED_CONV2D = [case for case in CONV2D if case.name in ("3x3-uneven", "1x1", "5x5-image-smaller")]
-
-
-@pytest.fixture(autouse=True)
-def _no_tf32() -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def no_usage(units: int, device: str = "cpu") -> Tensor:

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from dynprune.ops.checks import expect
+from dynprune.ops.devices import tf32_allowed
 from dynprune.ops.reference import ACTIVATIONS, USAGE_ROWS
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def precision() -> str:
-    """How float32 products are taken: as PyTorch is allowed to take its own."""
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+def precision(op: str) -> str:
+    """How the float32 products of an op are taken: as PyTorch is allowed to take its own."""
+    return "tf32" if tf32_allowed(op) else "ieee"
 
 
 def on(x: Tensor) -> Any:

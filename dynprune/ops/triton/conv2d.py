@@ -113,7 +113,7 @@ def conv2d(
                 *input.shape[2:], *size, *input.stride(), *weight.stride(), units,
                 common.usage_row(usage), *weight.shape[2:], *stride, *padding, *dilation,
                 zones[1], zones[2], zones[3], zones[0], slope,
-                KIND=activation, GATHER_INPUT=gather, TABLE=table, PRECISION=common.precision(),
+                KIND=activation, GATHER_INPUT=gather, TABLE=table, PRECISION=common.precision("conv2d"),
                 ROWS=tile.rows, UNITS=tile.units, DEPTH=min(tile.depth, 64),
                 num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip

@@ -91,7 +91,7 @@ def linear(
                 x, weight, None if bias is None else bias.contiguous(), y, indices, input_indices,
                 unit_count, depth_count, usage, len(x), units, depth, *x.stride(), *weight.stride(),
                 y.stride(0), common.usage_row(usage), slope,
-                KIND=activation, GATHER_INPUT=gather, PRECISION=common.precision(),
+                KIND=activation, GATHER_INPUT=gather, PRECISION=common.precision("linear"),
                 ROWS=tile.rows, UNITS=tile.units, DEPTH=tile.depth,
                 num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip

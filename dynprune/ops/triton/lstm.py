@@ -93,7 +93,7 @@ def lstm(
                 h, c, by_time, last,
                 steps, batch, depth, total, sizes[0], sizes[reverse],
                 product.stride(0), product.stride(1), by_time.stride(0), by_time.stride(1),
-                PRECISION=common.precision(), ROWS=_ROWS, UNITS=_UNITS, DEPTH=_DEPTH,
+                PRECISION=common.precision("lstm"), ROWS=_ROWS, UNITS=_UNITS, DEPTH=_DEPTH,
                 **options_for(input.element_size(), unit_counts is not None),
             )  # fmt: skip
             if usage is not None:

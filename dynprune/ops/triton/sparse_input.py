@@ -52,6 +52,6 @@ def sparse_input_linear(
             sparse_input_kernel[(triton.cdiv(units, _UNITS),)](
                 input, weight, bias, y, usage, rows, units, depth, unit_count, depth_count,
                 *input.stride(), *weight.stride()[1:], units, common.usage_row(usage), threshold, slope,
-                KIND=activation, PRECISION=common.precision(), ROWS=_ROWS, UNITS=_UNITS, DEPTH=_DEPTH,
+                KIND=activation, PRECISION=common.precision("linear"), ROWS=_ROWS, UNITS=_UNITS, DEPTH=_DEPTH,
             )  # fmt: skip
     return y
