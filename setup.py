@@ -61,9 +61,8 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
             "-DCMAKE_BUILD_TYPE=Release",
         ]  # fmt: skip
-        if targets := os.environ.get(
-            "DYNPRUNE_CUDA_TARGETS"
-        ):  # such as "80;90"; CMakeLists.txt has a default
+        targets = os.environ.get("DYNPRUNE_CUDA_TARGETS")  # "80;90"; CMakeLists.txt has a default
+        if targets:
             configure.append(f"-DDYNPRUNE_CUDA_TARGETS={targets}")
         subprocess.run(configure, check=True)
         subprocess.run([tool("cmake"), "--build", str(build), "-j", jobs], check=True)

@@ -24,7 +24,7 @@ import torch
 from benchmarks.steps import Step, run_steps
 
 ROOT = Path(__file__).resolve().parents[1]
-MINUTES = 8.5  # the rest of nine is for what comes before the first step: an import of torch
+MINUTES = 8.5  # the rest of nine is for an import of torch before the first step
 BACKENDS = ("cuda", "triton")
 
 
@@ -71,7 +71,7 @@ def all_steps(python: str) -> list[Step]:
     nothing = str(Path(python).parent / "no-such-folder")  # a PATH without a compiler
     info = "import json, dynprune; print(json.dumps(dynprune.info()))"
     steps = [
-        Step("build", install, 220, {"DYNPRUNE_CUDA_TARGETS": own_target()}),
+        Step("build", install, 200, {"DYNPRUNE_CUDA_TARGETS": own_target()}),
         # Triton needs no compiler of ours: with none in sight the package installs without its extension.
         Step("install", install, 60, {"PATH": nothing, "CXX": ""}, only_after_failure_of="build"),
         Step("info", [python, "-c", info], 30),
@@ -89,7 +89,7 @@ def all_steps(python: str) -> list[Step]:
 # Installed without a compiler, the package says so at import, which is no failure here.
 QUIETLY = ("-W", "ignore::RuntimeWarning:dynprune.ops")
 # Seconds of the suites, compiling included.
-BUDGETS = {"linear": 60, "conv2d": 50, "lstm": 30, "models": 100, "flips": 45}
+BUDGETS = {"linear": 55, "conv2d": 45, "lstm": 30, "models": 90, "flips": 40}
 
 
 def timed(python: str, backend: str, suite: str, seconds: float) -> Step:
@@ -118,7 +118,10 @@ def sanitized(python: str, backend: str) -> Step:
 
 def own_target() -> str:
     """The compute capability of the GPU here, without the dot; "" without one."""
-    return "".join(map(str, torch.cuda.get_device_capability())) if torch.cuda.is_available() else ""
+    try:
+        return "".join(map(str, torch.cuda.get_device_capability())) if torch.cuda.is_available() else ""
+    except RuntimeError:  # as in device_name
+        return ""
 
 
 def mean_of(values: Sequence[float]) -> float:

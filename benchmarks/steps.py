@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 TAIL = 20_000  # characters of output that are kept
+GRACE = 8.0  # seconds that a step has to end by itself, and again when it was killed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +77,18 @@ def run_step(step: Step, seconds: float, folder: Path) -> dict[str, Any]:
 
 def _stop(process: subprocess.Popen[str]) -> str:
     """End a process and what it has started, and give what it printed."""
+    output: str | bytes = ""
     for number in (signal.SIGINT, signal.SIGKILL):  # interrupted, pytest still says which tests have failed
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         try:
-            return process.communicate(timeout=8)[0]
+            output = process.communicate(timeout=GRACE)[0]
+            break
         except subprocess.TimeoutExpired as late:
             # Waits for a driver that waits for the device, or something that left the session holds the pipe.
             output = late.output or b""
+    with contextlib.suppress(ProcessLookupError):  # what closed the pipe and lives on
+        os.killpg(process.pid, signal.SIGKILL)
     return output if isinstance(output, str) else output.decode(errors="replace")
 
 
@@ -113,7 +118,7 @@ def run_steps(
         before = records.get(step.only_after_failure_of or "")
         if step.only_after_failure_of is not None and (before is None or before["status"] == "ok"):
             continue
-        left = end - time.monotonic()
+        left = end - time.monotonic() - 2 * GRACE
         if left < 1:
             record: dict[str, Any] = {"status": "left out", "seconds": 0.0, "results": [], "output": ""}
         else:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu, gpu_cases
+from benchmarks import steps as benchmark_steps
 from benchmarks.steps import Step, run_step, run_steps
 
 
@@ -49,8 +50,9 @@ def test_an_interrupted_pytest_still_says_what_failed(tmp_path: Path) -> None:
     assert "assert 1 == 2" in record["output"]
 
 
-def test_a_pipe_that_stays_open_loses_nothing() -> None:
-    code = "import subprocess as s; print('{}', flush=True); s.Popen(['sleep', '40'], start_new_session=True)"
+def test_a_pipe_that_stays_open_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_steps, "GRACE", 0.5)
+    code = "import subprocess as s; print('{}', flush=True); s.Popen(['sleep', '9'], start_new_session=True)"
     record = run_step(Step("one", python(code), 60), 2, Path.cwd())
     assert (record["status"], record["results"]) == ("out of time", [{}])
 
@@ -77,7 +79,7 @@ def test_steps_go_on_after_a_failure_and_stop_at_the_end_of_time() -> None:
     assert said == ["bad", "instead", "told"]
     assert [record["status"] for record in records.values()] == ["failed", "ok", "ok"]
     assert records["told"]["output"] == "x"
-    records = run_steps(steps[4:], 2, Path.cwd(), lambda name, record: None)
+    records = run_steps(steps[4:], 2 + 2 * benchmark_steps.GRACE, Path.cwd(), lambda name, record: None)
     assert [record["status"] for record in records.values()] == ["out of time", "left out"]
 
 
@@ -116,9 +118,13 @@ def test_choice_of_steps(tmp_path: Path) -> None:
         gpu.main(["--out", str(tmp_path), "--only", "c"], steps)
 
 
-def test_the_steps_fit_into_their_time_and_name_what_is_there() -> None:
+def test_the_steps_name_what_is_there() -> None:
     steps = gpu.all_steps(sys.executable)
     assert len({step.name for step in steps}) == len(steps)
+    # The build and the timings of the compiled kernels always come to be run.
+    first = sum(s.seconds for s in steps if s.name in ("build", "info") or s.name.startswith("times of"))
+    of_triton = sum(s.seconds for s in steps if s.name.startswith("times of") and s.name.endswith("triton"))
+    assert first - of_triton <= 60 * gpu.MINUTES
     for step in steps:
         for part in step.command:
             if part.startswith("tests/"):

@@ -63,7 +63,7 @@ def experiment(
     ] = False,
     weight_decay: Annotated[
         float | None,
-        typer.Option(help="Of Adam; by default 0.0005 for mnist-cnn and cifar10-cnn, else none."),
+        typer.Option(help="Of Adam; by default 0.0005 for the CNNs, else none."),
     ] = None,
     usage_penalty: Annotated[
         float,

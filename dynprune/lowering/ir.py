@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dynprune.lowering.recurrent import LSTMLayer, trim_steps
 from dynprune.lowering.tables import Activation
+from dynprune.ops.devices import tf32_allowed
 from dynprune.ops.reference import wide
 
 
@@ -174,6 +175,17 @@ class Program:
         """Where the weights lie; the host's where there are none."""
         tensors = itertools.chain(self.traced.parameters(), self.traced.buffers())
         return next((t.device for t in tensors), torch.device("cpu"))
+
+    @property
+    def takes_tf32(self) -> bool:
+        """Whether products of its layers may be taken in tf32, on a GPU, where they are of float32."""
+        ops = set()
+        for site in self.sites:
+            if isinstance(site, LayerSite):
+                ops.add("conv2d" if isinstance(site.module, nn.Conv2d) else "linear")
+            elif isinstance(site, LSTMSite):
+                ops.add("lstm")
+        return self.device.type == "cuda" and any(map(tf32_allowed, ops))
 
     @property
     def has_lengths(self) -> bool:

@@ -18,10 +18,14 @@ def _send(t: Tensor, device: torch.device) -> Tensor:
 
 
 def tf32_allowed(op: str) -> bool:
-    """Whether PyTorch lets products of float32 in "linear", "conv2d" or "lstm" be taken in tf32 on a GPU."""
+    """Whether PyTorch lets products of float32 in "linear", "conv2d" or "lstm" be taken in tf32 on a GPU.
+
+    What an LSTM has PyTorch multiply for it, such as the inputs of all steps, follows "linear".
+    """
     backends = torch.backends
-    of = {"conv2d": backends.cudnn.conv, "lstm": backends.cudnn.rnn}.get(op, backends.cuda.matmul)
-    return bool(of.fp32_precision == "tf32")
+    convolutions = backends.cudnn.conv  # type: ignore[attr-defined]  # not in its module, but set on it
+    of = {"linear": backends.cuda.matmul, "conv2d": convolutions, "lstm": backends.cudnn.rnn}
+    return bool(of[op].fp32_precision == "tf32")
 
 
 def fetch(t: Tensor) -> Tensor:

@@ -104,8 +104,9 @@ DYNPRUNE_DEVICE float from_f16(uint16_t x) {
 }
 DYNPRUNE_DEVICE float from_bf16(uint16_t x) { return __uint_as_float(static_cast<uint32_t>(x) << 16); }
 
-// Between blocks, by one thread of each behind sync(): what its block wrote is seen by whoever sees the new count, and it
-// sees, behind the next sync() with its block, what the blocks counted before wrote. One fence a block, not one a thread.
+// Between blocks, by one thread of each behind sync(): what its block wrote is seen by whoever sees the new count, and
+// it sees, behind the next sync() with its block, what the blocks counted before wrote. One fence a block, not one a
+// thread.
 DYNPRUNE_DEVICE unsigned increment(unsigned* counter) {
   unsigned before;
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;\n" : "=r"(before) : "l"(counter) : "memory");
