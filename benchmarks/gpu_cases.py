@@ -101,6 +101,12 @@ def difference(actual: Tensor, expected: Tensor) -> float:
     return float((actual.float() - wide).abs().max() / wide.abs().max().clamp(min=1e-30))
 
 
+def tolerance(dtype: torch.dtype, device: str) -> float:
+    """What rounding explains. cuDNN may take products of float32 in tf32, and deep models add them up."""
+    rough = 2e-2 if device == "cuda" and torch.backends.cudnn.allow_tf32 else 0.0
+    return max(rough, TOLERANCE[dtype])
+
+
 def compiled_or_why(module: nn.Module, x: Tensor) -> Run | str:
     """``module`` under ``torch.compile``, or why that failed: the others are still worth their times.
 
@@ -134,9 +140,6 @@ def measure(
     """
     found: dict[str, Any] = {"suite": suite, "case": case, "dtype": str(dtype).removeprefix("torch.")}
     expected = runs[alike[1]]().clone()
-    # By default cuDNN may take products of float32 in tf32, which a deep model adds up.
-    rough = 2e-2 if device == "cuda" and torch.backends.cudnn.allow_tf32 else 0.0
-    limit = max(rough, TOLERANCE[dtype])
     everything = {**runs, **(as_graphs or {})}
     outputs = {name: run() for name, run in everything.items() if name.startswith(alike[0])}
     if device == "cuda":
@@ -150,7 +153,7 @@ def measure(
                     outputs[f"{name}, graph"] = graph[1]
     differences = {name: difference(output, expected) for name, output in outputs.items()}
     found["difference"] = max(differences.values())
-    wrong = {name: value for name, value in differences.items() if not value <= limit}
+    wrong = {n: value for n, value in differences.items() if not value <= tolerance(dtype, device)}
     if wrong:
         return found | {"error": f"wrong result, not timed: {wrong}"}
     if compact is not None and device == "cuda":
@@ -358,8 +361,7 @@ def flip_cases(device: str, small: bool) -> Iterator[Callable[[], dict[str, Any]
             flip()
             off.append(difference(graph(x), each))
         found["difference"] = max(off)
-        limit = 2e-2 if device == "cuda" and torch.backends.cudnn.allow_tf32 else TOLERANCE[torch.float32]
-        if not found["difference"] <= limit:
+        if not found["difference"] <= tolerance(torch.float32, device):
             return found | {"error": "wrong result after flips, not timed"}
         if device == "cuda":
             torch.cuda.set_sync_debug_mode("error")  # whatever waits for the device fails

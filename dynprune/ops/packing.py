@@ -149,8 +149,11 @@ def gather_into(
         ValueError: a shape, dtype or device is not as above, or on the CPU an index is out of range.
     """
     op = "gather_into"
-    lists = (("indices", indices, weight, 0), ("input_indices", input_indices, weight, 1))
-    for name, t, of, dim in (*lists, ("input_slots", input_slots, to, 1)):
+    for name, t, of, dim in (
+        ("indices", indices, weight, 0),
+        ("input_indices", input_indices, weight, 1),
+        ("input_slots", input_slots, to, 1),
+    ):
         expect_list(op, name, t, weight)
         if t is not None and t.numel() and t.device.type == "cpu" and of.dim() > dim:
             least, most = int(t.min()), int(t.max())
