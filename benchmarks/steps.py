@@ -47,16 +47,7 @@ def run_step(step: Step, seconds: float, folder: Path) -> dict[str, Any]:
     """
     begin, status = time.monotonic(), "ok"
     try:
-        process = subprocess.Popen(
-            list(step.command),
-            cwd=folder,
-            env={**os.environ, **step.environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+        process = _start(step, folder)
     except OSError as error:
         return {"status": "not started", "seconds": 0.0, "results": [], "output": str(error)}
     try:
@@ -73,6 +64,20 @@ def run_step(step: Step, seconds: float, folder: Path) -> dict[str, Any]:
             results.append(found)
     elapsed = round(time.monotonic() - begin, 1)
     return {"status": status, "seconds": elapsed, "results": results, "output": "\n".join(rest)[-TAIL:]}
+
+
+def _start(step: Step, folder: Path) -> subprocess.Popen[str]:
+    """The step's process, which heads a session of its own, so that all it starts can be ended with it."""
+    return subprocess.Popen(
+        list(step.command),
+        cwd=folder,
+        env={**os.environ, **step.environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
 
 
 def _stop(process: subprocess.Popen[str]) -> str:
