@@ -3,7 +3,10 @@
 
 #include <ATen/ATen.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/cpu/Utils.h>
 #include <ATen/native/CPUBlas.h>
+
+#include <limits>
 
 #include "cpu/gemm.h"
 #include "run.h"
@@ -57,6 +60,16 @@ bool probe_brgemm_bf16() {
 #endif
 }
 
+// Rows from which float32 is faster than the product in bfloat16. Intel's AVX512_BF16 multiplies half as many numbers a
+// cycle as float32 does, and wins while it is the weights' bytes that take the time; AMD's multiplies twice as many.
+int64_t rows_for_float32() {
+#ifdef __x86_64__
+  constexpr int64_t kManyRows = 16;
+  if (__builtin_cpu_is("intel") && !at::cpu::init_amx()) return kManyRows;
+#endif
+  return std::numeric_limits<int64_t>::max();
+}
+
 }  // namespace
 
 bool has_brgemm() {
@@ -84,7 +97,8 @@ void gemm_tile(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, con
 bool gemm_tile_bf16([[maybe_unused]] int64_t m, [[maybe_unused]] int64_t n, [[maybe_unused]] int64_t k,
                     [[maybe_unused]] const uint16_t* a, [[maybe_unused]] int64_t lda,
                     [[maybe_unused]] const uint16_t* b, [[maybe_unused]] float* c, [[maybe_unused]] bool accumulate) {
-  if (!has_brgemm_bf16()) return false;
+  static const int64_t rows_for_float = rows_for_float32();
+  if (!has_brgemm_bf16() || m >= rows_for_float) return false;
 #ifdef CPUBLAS_BRGEMM_BF16BF16F32
   at::native::cpublas::brgemm(m, n, k, lda, n, kPanel, accumulate, reinterpret_cast<const at::BFloat16*>(a),
                               reinterpret_cast<const at::BFloat16*>(b), c, true);

@@ -69,8 +69,9 @@ bool skip_inputs(const LinearParams& p, float threshold, const float* input_majo
   if (p.rows == 0 || p.rows > kSparseRows || p.input_indices != nullptr) return false;
   if (threshold == 0 && p.depth * p.units < kLeastWeights) return false;
   // Above this share of the inputs, reading straight through is as fast, but for weights that come from memory, which
-  // this kernel fetches ahead.
-  const bool any = threshold > 0 || input_major != nullptr || p.streamed;
+  // this kernel fetches ahead. On AVX-512 the other one does so as well.
+  const bool fetched = p.streamed && std::string_view(kernels().isa) != "avx512";
+  const bool any = threshold > 0 || input_major != nullptr || fetched;
   const int64_t most = any ? p.depth : static_cast<int64_t>(0.6 * static_cast<double>(p.depth));
   const std::optional<std::vector<int64_t>> picked = pick_inputs(p, threshold, most);
   if (picked.has_value()) run_picked(p, *picked, input_major, usage);

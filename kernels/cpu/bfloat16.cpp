@@ -3,6 +3,7 @@
 #include "epilogue.h"
 #include "gemm.h"
 #include "kernels.h"
+#include "product.h"
 #include "scratch.h"
 
 namespace dynprune::DYNPRUNE_ISA {
@@ -144,24 +145,28 @@ void find_zones(const Bf16Params& p, Pixel pixel, int64_t rows, int32_t* zone) {
 // Two rows of a panel, side by side, to one behind the other in float32.
 void widen_pair(const uint16_t* pair, int64_t width, float* to) {
   for (int64_t j = 0; j < width; ++j) {
-    to[j] = widen(pair[2 * j]);
-    to[width + j] = widen(pair[2 * j + 1]);
+    uint32_t both;
+    std::memcpy(&both, pair + 2 * j, sizeof(both));
+    to[j] = widen(static_cast<uint16_t>(both));
+    to[width + j] = widen(static_cast<uint16_t>(both >> 16));
   }
 }
 
-// Where the CPU has no product in bfloat16: in float32, block by block of the depth, which is even.
+void widen_row(const uint16_t* from, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = widen(from[i]);
+}
+
+// In float32, block by block of the depth, which is even.
 void multiply_widened(int64_t rows, int64_t width, int64_t depth, const uint16_t* input, int64_t stride,
                       const uint16_t* panel, float* product) {
   constexpr int64_t kBlock = 128;
-  float* wide_input = scratch(2, kRowTile * kBlock);
-  float* wide_panel = scratch(3, kBlock * kPanel);
+  float* wide_input = scratch(4, kRowTile * kBlock);
+  float* wide_panel = scratch(5, kBlock * kPanel);
   for (int64_t k = 0; k == 0 || k < depth; k += kBlock) {
     const int64_t some = min_of(kBlock, depth - k);
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t i = 0; i < some; ++i) wide_input[r * some + i] = widen(input[r * stride + k + i]);
-    }
+    for (int64_t r = 0; r < rows; ++r) widen_row(input + r * stride + k, some, wide_input + r * some);
     for (int64_t i = 0; i < some; i += 2) widen_pair(panel + (k + i) * width, width, wide_panel + i * width);
-    gemm_tile(rows, width, some, wide_input, some, wide_panel, width, product, kPanel, k > 0);
+    multiply_panel(rows, width, some, wide_input, some, wide_panel, product, k > 0);
   }
 }
 

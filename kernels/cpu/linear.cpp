@@ -3,7 +3,7 @@
 #include "epilogue.h"
 #include "gemm.h"
 #include "kernels.h"
-#include "microkernel.h"
+#include "product.h"
 #include "scratch.h"
 
 namespace dynprune::DYNPRUNE_ISA {
@@ -17,58 +17,21 @@ void gather_rows(const LinearParams& p, int64_t first, int64_t rows, float* to) 
   }
 }
 
-// ATen has a product of single tiles for AVX-512 only, and a call of BLAS for each costs more than few rows take.
-#if defined(__AVX2__) && !defined(__AVX512F__)
-constexpr bool kOwnProduct = true;
-#else
-constexpr bool kOwnProduct = false;
-#endif
-constexpr int64_t kManyRows = 24;  // enough to arrange weights for
-
-// product[rows, kPanel] (+)= input * `depth` rows of a panel.
-void multiply(int64_t rows, int64_t width, int64_t depth, const float* input, int64_t stride, const float* panel,
-              float* product, bool accumulate) {
-  if (!kOwnProduct) return gemm_tile(rows, width, depth, input, stride, panel, width, product, kPanel, accumulate);
-  float* to = accumulate ? scratch(2, kRowTile * kPanel) : product;
-  const Taps taps{input, stride, 0, 0, 1, 1, depth};
-  if (rows < kManyRows) {
-    multiply_run(rows, taps, panel, width, to, kPanel);
-  } else {
-    // The columns that the micro-kernel takes at once, side by side: 256 bytes apart they would share a quarter of L1.
-    float* columns = scratch(3, depth * kLanes);
-    for (int64_t j = 0; j < width; j += kLanes) {
-      const int64_t lanes = min_of(kLanes, width - j);
-      for (int64_t k = 0; k < depth; ++k) {
-        const float* from = panel + k * width + j;
-        lanes == kLanes ? store(columns + k * lanes, load(from)) : store(columns + k * lanes, load<Half>(from));
-      }
-      multiply_run(rows, taps, columns, lanes, to + j, kPanel);
-    }
-  }
-  for (int64_t i = 0; accumulate && i < rows * kPanel; i += kLanes)
-    store(product + i, load(product + i) + load(to + i));
-}
-
-// product[rows, kPanel] = input * panel in blocks of the depth. Weights that come from memory are fetched a block
-// ahead; what lies behind a panel is the next one.
-void multiply_blocks(int64_t rows, int64_t width, int64_t depth, const float* input, int64_t stride, const float* panel,
-                     float* product, int64_t block, bool streamed) {
-  for (int64_t k = 0; k == 0 || k < depth; k += block) {
-    const int64_t some = min_of(block, depth - k);
+// product[rows, kPanel] = input * panel in blocks of the depth.
+void multiply(const LinearParams& p, int64_t rows, int64_t width, const float* input, int64_t stride,
+              const float* panel, float* product) {
+  constexpr int64_t kFetched = 128;
+  // Weights that come from memory are fetched a block ahead; what lies behind a panel is the next one.
+  const bool fetch = p.streamed && !fetches_ahead(rows);
+  const int64_t block = fetch ? kFetched : panel_block(rows, p.depth);
+  for (int64_t k = 0; k == 0 || k < p.depth; k += block) {
+    const int64_t some = min_of(block, p.depth - k);
     const float* weights = panel + k * width;
-    for (int64_t i = 0; streamed && i < some * width; i += kLanes) {
+    for (int64_t i = 0; fetch && i < some * width; i += kLanes) {
       __builtin_prefetch(weights + block * width + i, 0, 2);
     }
-    multiply(rows, width, some, input + k, stride, weights, product, k > 0);
+    multiply_panel(rows, width, some, input + k, stride, weights, product, k > 0);
   }
-}
-
-// Depth that is multiplied at once: all of it, unless weights come from memory, or a micro-kernel's weights are to stay
-// in L1 for many rows.
-int64_t block_of(const LinearParams& p, int64_t rows) {
-  constexpr int64_t kFetched = 128, kInL1 = 256;
-  if (p.streamed) return kFetched;
-  return kOwnProduct && rows >= kManyRows ? kInL1 : max_of(1, p.depth);
 }
 
 }  // namespace
@@ -94,7 +57,7 @@ void linear_range(const LinearParams& p, double* usage, int64_t begin, int64_t e
     }
     const int64_t width = padded_units(units);
     const float* weight = p.weight + unit * p.depth;
-    multiply_blocks(rows, width, p.depth, input, input_stride, weight, product, block_of(p, rows), p.streamed);
+    multiply(p, rows, width, input, input_stride, weight, product);
     EpilogueTile t{};
     t.product = product;
     t.product_stride = kPanel;

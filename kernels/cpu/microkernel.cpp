@@ -25,7 +25,13 @@ void product_tile(const Taps& t, const float* weight, int64_t width, float* prod
       for (int64_t c = 0; c < t.channels; ++c, weight += width) {
         Register w[kVectors + 1];
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) w[v] = load<Register>(weight + v * kRegisterLanes);
+        for (int v = 0; v < kVectors; ++v) {
+          w[v] = load<Register>(weight + v * kRegisterLanes);
+          if constexpr (kFetched > 0 && kVectors == kGroup) {
+            __builtin_prefetch(weight + kFetched * width + v * kRegisterLanes);
+          }
+          if constexpr (kPixels > 1) keep_in_register(w[v]);
+        }
         Half w_rest{};
         if constexpr (kHalf) w_rest = load<Half>(weight + kVectors * kRegisterLanes);
 #pragma GCC unroll 16
@@ -34,7 +40,7 @@ void product_tile(const Taps& t, const float* weight, int64_t width, float* prod
           const Register x = value - Register{};
 #pragma GCC unroll 8
           for (int v = 0; v < kVectors; ++v) sum[r][v] += x * w[v];
-          if constexpr (kHalf) rest[r] += splat<Half>(value) * w_rest;
+          if constexpr (kHalf) rest[r] += half_of(x, value) * w_rest;
         }
       }
     }

@@ -175,6 +175,15 @@ inline void keep_in_register([[maybe_unused]] Register& v) {
 #endif
 }
 
+// Half a vector of `value`, of which `all` is a whole one: a part of it where that takes no instruction.
+inline Half half_of([[maybe_unused]] Register all, [[maybe_unused]] float value) {
+#if defined(__AVX512F__)
+  return _mm512_castps512_ps256(all);  // GCC would copy through memory or broadcast anew
+#else
+  return splat<Half>(value);
+#endif
+}
+
 // Stores to 64-byte aligned memory, past the caches where the instruction set can; `streamed` makes other threads see
 // all of it before anything that is stored later.
 inline void stream(float* p, Floats v) {
