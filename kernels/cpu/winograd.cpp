@@ -147,7 +147,7 @@ int64_t combine_pairs(const Conv2dParams& p, int64_t pair, int64_t pairs, int64_
 
 bool winograd_pays(const Conv2dParams& p, int64_t threads) {
   // Fewer channels or units than this: the transforms cost what the products save. Fewer pairs: the weights' do.
-  constexpr int64_t kLeastWidth = 10, kLeastColumns = 4, kLeastPairs = 16;
+  constexpr int64_t kLeastWidth = 12, kLeastColumns = 4, kLeastPairs = 16;
   return !p.depthwise && p.w.kernel == 3 && p.w.stride == 1 && p.w.dilation == 1 &&
          min_of(p.channels, p.units) >= kLeastWidth && p.w.out >= kLeastColumns &&
          p.batch * p.h.out * pairs_per_row(p) >= kLeastPairs * threads;
