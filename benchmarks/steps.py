@@ -67,7 +67,11 @@ def run_step(step: Step, seconds: float, folder: Path) -> dict[str, Any]:
 
 
 def _start(step: Step, folder: Path) -> subprocess.Popen[str]:
-    """The step's process, which heads a session of its own, so that all it starts can be ended with it."""
+    """The step's process, which heads a session of its own, so that all it starts can be ended with it.
+
+    It heeds an interrupt, by which it is ended, also where this program was told not to, as a shell tells
+    what it starts in the background.
+    """
     return subprocess.Popen(
         list(step.command),
         cwd=folder,
@@ -77,6 +81,7 @@ def _start(step: Step, folder: Path) -> subprocess.Popen[str]:
         text=True,
         errors="replace",
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
