@@ -27,8 +27,8 @@ void product_tile(const Taps& t, const float* weight, int64_t width, float* prod
 #pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v) {
           w[v] = load<Register>(weight + v * kRegisterLanes);
-          if constexpr (kFetched > 0 && kVectors == kGroup) {
-            __builtin_prefetch(weight + kFetched * width + v * kRegisterLanes);
+          if constexpr (kRowsAhead > 0 && kVectors == kGroup) {
+            __builtin_prefetch(weight + kRowsAhead * width + v * kRegisterLanes);
           }
           if constexpr (kPixels > 1) keep_in_register(w[v]);
         }

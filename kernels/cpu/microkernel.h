@@ -29,9 +29,9 @@ constexpr int kMostPixels = 12;
 // How many rows of a panel ahead a whole group's weights are fetched into L1: few pixels run through them faster than
 // the hardware guesses.
 #if defined(__AVX512F__)
-constexpr int64_t kFetched = 24;
+constexpr int64_t kRowsAhead = 24;
 #else
-constexpr int64_t kFetched = 0;
+constexpr int64_t kRowsAhead = 0;
 #endif
 
 constexpr int pixels_of(int registers) {

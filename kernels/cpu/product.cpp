@@ -49,6 +49,6 @@ int64_t panel_block(int64_t rows, int64_t depth) {
   return rows <= kOwnRows && rows >= kManyRows ? kInL1 : max_of(1, depth);
 }
 
-bool fetches_ahead(int64_t rows) { return kFetched > 0 && rows <= kOwnRows; }
+bool fetches_ahead(int64_t rows) { return kRowsAhead > 0 && rows <= kOwnRows; }
 
 }  // namespace dynprune::DYNPRUNE_ISA
