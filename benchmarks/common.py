@@ -88,7 +88,7 @@ def machine(threads: int) -> dict[str, Any]:
         "threads": threads,
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "amx": torch.cpu._is_amx_tile_supported(),
-        "bfloat16_products": native is not None and native.has_brgemm_bf16(),
+        "bfloat16_products": native is not None and native.multiplies_bf16(),
         **{key: value for key, value in dynprune.info().items() if key != "threads"},
     }
 

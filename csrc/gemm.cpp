@@ -3,7 +3,6 @@
 
 #include <ATen/ATen.h>
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/cpu/Utils.h>
 #include <ATen/native/CPUBlas.h>
 
 #include <limits>
@@ -31,10 +30,15 @@ bool takes_operands(bool in_pairs) {
 }
 #endif
 
+bool on_avx512() {
+  const std::string isa = kernels().isa;
+  return isa == "avx512" || isa == "amx";
+}
+
 bool probe_brgemm() {
 #ifdef CPUBLAS_BRGEMM_F32F32F32
   // ATen offers brgemm on AVX-512 only; other kernels are run with BLAS, as they would be on an older CPU.
-  return std::string(kernels().isa) == "avx512" && takes_operands<float>(false);
+  return on_avx512() && takes_operands<float>(false);
 #else
   return false;
 #endif
@@ -50,7 +54,8 @@ void blas(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const fl
   at::addmm_out(out, out, view(a, m, k, lda), view(b, k, n, ldb), accumulate ? 1 : 0);
 }
 
-// In software it would be slower than the float32 product, so the CPU's own instructions are asked for as well.
+// In software it would be slower than the float32 product, so the CPU's own instructions are asked for as well. Kernels
+// with tiles of their own do without.
 bool probe_brgemm_bf16() {
 #if defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(__x86_64__)
   const bool instructions = std::string(kernels().isa) == "avx512" && __builtin_cpu_supports("avx512bf16");
@@ -60,12 +65,17 @@ bool probe_brgemm_bf16() {
 #endif
 }
 
+bool has_brgemm_bf16() {
+  static const bool available = probe_brgemm_bf16();
+  return available;
+}
+
 // Rows from which float32 is faster than the product in bfloat16. Intel's AVX512_BF16 multiplies half as many numbers a
 // cycle as float32 does, and wins while it is the weights' bytes that take the time; AMD's multiplies twice as many.
 int64_t rows_for_float32() {
 #ifdef __x86_64__
   constexpr int64_t kManyRows = 16;
-  if (__builtin_cpu_is("intel") && !at::cpu::init_amx()) return kManyRows;
+  if (__builtin_cpu_is("intel")) return kManyRows;
 #endif
   return std::numeric_limits<int64_t>::max();
 }
@@ -77,10 +87,8 @@ bool has_brgemm() {
   return available;
 }
 
-bool has_brgemm_bf16() {
-  static const bool available = probe_brgemm_bf16();
-  return available;
-}
+
+bool multiplies_bf16() { return std::string(kernels().isa) == "amx" || has_brgemm_bf16(); }
 
 void gemm_tile(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
                int64_t ldc, bool accumulate) {

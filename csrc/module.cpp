@@ -18,7 +18,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("UNIT_ALIGN") = dynprune::kUnitAlign;
   m.def("isa", [] { return std::string(dynprune::kernels().isa); }, "Instruction set of the CPU kernels in use.");
   m.def("has_brgemm", &dynprune::has_brgemm, "Whether small products run on oneDNN's brgemm (otherwise BLAS).");
-  m.def("has_brgemm_bf16", &dynprune::has_brgemm_bf16, "Whether it multiplies bfloat16 on this CPU's instructions.");
+  m.def("multiplies_bf16", &dynprune::multiplies_bf16, "Whether this CPU's own instructions multiply bfloat16.");
   m.def("threads", &dynprune::thread_count, "Threads that a kernel with enough work runs on.");
   using Optional = const std::optional<at::Tensor>&;
   m.def(

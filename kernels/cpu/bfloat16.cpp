@@ -1,10 +1,10 @@
 #include "bfloat16.h"
 
 #include "epilogue.h"
-#include "gemm.h"
 #include "kernels.h"
-#include "product.h"
+#include "product_bf16.h"
 #include "scratch.h"
+#include "tile_conv2d.h"
 
 namespace dynprune::DYNPRUNE_ISA {
 
@@ -142,75 +142,54 @@ void find_zones(const Bf16Params& p, Pixel pixel, int64_t rows, int32_t* zone) {
   }
 }
 
-// Two rows of a panel, side by side, to one behind the other in float32.
-void widen_pair(const uint16_t* pair, int64_t width, float* to) {
-  for (int64_t j = 0; j < width; ++j) {
-    uint32_t both;
-    std::memcpy(&both, pair + 2 * j, sizeof(both));
-    to[j] = widen(static_cast<uint16_t>(both));
-    to[width + j] = widen(static_cast<uint16_t>(both >> 16));
-  }
-}
+// Values from one gathered row to the next: whole blocks of the depth, and an odd number of cache lines, so that the
+// same line of all rows is not sought in a few places of the cache.
+int64_t gathered_stride(int64_t depth) { return (depth + kPiece - 1) / kPiece / 2 * 2 * kPiece + kPiece; }
 
-void widen_row(const uint16_t* from, int64_t n, float* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = widen(from[i]);
-}
-
-// In float32, block by block of the depth, which is even.
-void multiply_widened(int64_t rows, int64_t width, int64_t depth, const uint16_t* input, int64_t stride,
-                      const uint16_t* panel, float* product) {
-  constexpr int64_t kBlock = 128;
-  float* wide_input = scratch(4, kRowTile * kBlock);
-  float* wide_panel = scratch(5, kBlock * kPanel);
-  for (int64_t k = 0; k == 0 || k < depth; k += kBlock) {
-    const int64_t some = min_of(kBlock, depth - k);
-    for (int64_t r = 0; r < rows; ++r) widen_row(input + r * stride + k, some, wide_input + r * some);
-    for (int64_t i = 0; i < some; i += 2) widen_pair(panel + (k + i) * width, width, wide_panel + i * width);
-    multiply_panel(rows, width, some, wide_input, some, wide_panel, product, k > 0);
-  }
-}
-
-// product[rows, kPanel] = input * panel.
-void multiply(int64_t rows, int64_t width, int64_t depth, const uint16_t* input, int64_t stride, const uint16_t* panel,
-              float* product) {
-  const int64_t even = depth / 2 * 2;
-  if (even == 0 || !gemm_tile_bf16(rows, width, even, input, stride, panel, product, false)) {
-    multiply_widened(rows, width, even, input, stride, panel, product);
-  }
-  if (even == depth) return;
-  float last[kPanel] = {};  // the row without a partner
-  for (int64_t j = 0; j < width; ++j) last[j] = widen(panel[even * width + j]);
-  for (int64_t r = 0; r < rows; ++r) {
-    const Floats x = splat(widen(input[r * stride + even]));
-    float* to = product + r * kPanel;
-    for (int64_t j = 0; j < width; j += kLanes) store(to + j, load(to + j) + x * load(last + j));
-  }
+// Room for the rows of a task. Behind each there are zeros up to the end of its last block, and what is gathered later
+// writes nothing else there; behind all of them there is room for what the last piece writes too much.
+uint16_t* gathered_rows(int64_t rows, int64_t depth) {
+  const int64_t stride = gathered_stride(depth);
+  rows = (rows + kRowBlock - 1) / kRowBlock * kRowBlock;
+  uint16_t* const gathered = reinterpret_cast<uint16_t*>(scratch(1, (rows * stride + kPiece) / 2));
+  if (depth % kDepthBlock == 0) return gathered;
+  for (int64_t r = 0; r < rows; ++r) append_zeros(gathered + r * stride + depth, kDepthBlock - depth % kDepthBlock);
+  return gathered;
 }
 
 }  // namespace
 
 // usage: [kUsageRows, padded_units(units)] of this range, added to; nullptr: not wanted.
 void bf16_range(const Bf16Params& p, double* usage, int64_t begin, int64_t end) {
+#if defined(DYNPRUNE_TILES)
+  if (p.block_rows > 0) return tile_conv2d_range(p, usage, begin, end);
+#endif
   FlushDenormals flush;
-  const int64_t panels = panel_count(p.units), depth = depth_of(p);
+  ProductBf16 products;
+  const int64_t panels = panel_count(p.units), tiles = (bf16_rows(p) + p.row_tile - 1) / p.row_tile,
+                depth = depth_of(p);
   float* product = scratch(0, kRowTile * kPanel);
-  // Gathered rows begin at cache lines; behind the last there is room for what its last piece writes too much.
-  const int64_t gathered_stride = (depth + 31) / 32 * 32;
-  uint16_t* gathered =
-      reads_input(p) ? nullptr : reinterpret_cast<uint16_t*>(scratch(1, (p.row_tile * gathered_stride + kPiece) / 2));
+  const bool in_place = reads_input(p) && depth % kDepthBlock == 0;
+  uint16_t* const gathered = gathered_rows(p.row_tile, depth);
   const bool zones = p.bias != nullptr && zone_count(p.h) * zone_count(p.w) > 1;
   int32_t zone[kRowTile];
-  int64_t current = -1;  // the tile that `gathered` and `zone` belong to
+  const uint16_t* input = nullptr;
+  int64_t stride = 0;
+  int64_t current = -1;  // the tile that `input` and `zone` belong to
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t tile = task / panels, unit = task % panels * kPanel;
+    const int64_t tile = p.panel_first ? task % tiles : task / panels;
+    const int64_t unit = (p.panel_first ? task / tiles : task % panels) * kPanel;
     const int64_t row = tile * p.row_tile, rows = min_of(p.row_tile, bf16_rows(p) - row);
-    if (tile != current && gathered != nullptr) gather(p, pixel_at(p, row), rows, gathered, gathered_stride);
-    if (tile != current && zones) find_zones(p, pixel_at(p, row), rows, zone);
+    if (tile != current) {
+      const bool here = in_place && rows % kRowBlock == 0;
+      input = here ? p.input + row * p.stride_w : gathered;
+      stride = here ? p.stride_w : gathered_stride(depth);
+      if (!here) gather(p, pixel_at(p, row), rows, gathered, stride);
+      if (zones) find_zones(p, pixel_at(p, row), rows, zone);
+    }
     current = tile;
     const int64_t units = min_of(kPanel, p.units - unit);
-    const uint16_t* input = gathered != nullptr ? gathered : p.input + row * p.stride_w;
-    multiply(rows, padded_units(units), depth, input, gathered != nullptr ? gathered_stride : p.stride_w,
-             p.weight + unit * depth, product);
+    products.multiply(rows, padded_units(units), depth, input, stride, p.weight + unit * depth, product);
     EpilogueTileOf<uint16_t> t{};
     t.product = product;
     t.product_stride = kPanel;
@@ -225,7 +204,16 @@ void bf16_range(const Bf16Params& p, double* usage, int64_t begin, int64_t end) 
     t.usage_stride = padded_units(p.units);
     epilogue(t, p.activation);
   }
-  gemm_release();
+}
+
+void bf16_plan(Bf16Params& p, [[maybe_unused]] int64_t threads) {
+  // Weights that are too many for L2 had better be read once, and inputs gathered again for each panel.
+  constexpr int64_t kWeights = 768 * 1024;
+  p.panel_first = p.units * depth_of(p) > kWeights && bf16_rows(p) > p.row_tile;
+  p.block_rows = 0;
+#if defined(DYNPRUNE_TILES)
+  plan_tile_conv2d(p, threads);
+#endif
 }
 
 }  // namespace dynprune::DYNPRUNE_ISA

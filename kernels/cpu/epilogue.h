@@ -12,6 +12,9 @@ struct EpilogueTileOf {
   const float* product;  // [rows, product_stride], columns up to the next multiple of 16 readable
   int64_t product_stride;
   int64_t rows, units;  // units of this panel, 1 to kPanel
+  // After the first `run` rows, and after each `next_run` behind those, `gap` rows of the product are left out. No
+  // gaps: 0 each.
+  int64_t run, next_run, gap;
   const float* bias;    // [zones, bias_stride] at the panel's first unit; nullptr: none
   const int32_t* zone;  // [rows] row of `bias` for each row of the tile; nullptr: row 0 for all
   int64_t bias_stride;
@@ -27,7 +30,7 @@ inline V activate(V x, V slope) {
   const V zero = splat<V>(0.f), one = splat<V>(1.f), half = splat<V>(0.5f);
   switch (kind) {
     case Activation::none: return x;
-    case Activation::relu: return select(x < zero, zero, x);  // NaN stays NaN
+    case Activation::relu: return vrelu(x);
     case Activation::leaky_relu: return select(x < zero, x * slope, x);
     case Activation::gelu: return x * half * (one + verf(x * splat<V>(0.70710678118654752f)));
     case Activation::gelu_tanh: {
@@ -48,65 +51,95 @@ struct UsageSums {
   Register shift, magnitude, deviation, square;
 };
 
+// What is never negative is its own magnitude.
+constexpr bool never_negative(Activation kind) { return kind == Activation::relu || kind == Activation::sigmoid; }
+
+template <Activation kind>
 inline void add_usage(const UsageSums& s, int64_t rows, int64_t lanes, double* usage, int64_t stride) {
   const double count = static_cast<double>(rows);
   for (int64_t j = 0; j < lanes; ++j) {
-    const double shift = s.shift[j], deviation = s.deviation[j], magnitude = s.magnitude[j];
+    const double shift = s.shift[j], deviation = s.deviation[j], sum = count * shift + deviation;
+    const double magnitude = never_negative(kind) ? sum : s.magnitude[j];
     const double square = count * shift * shift + 2 * shift * deviation + s.square[j];
     // NaN or infinity in this tile, or a sum that overflowed: it never enters.
     if (!(square + magnitude < __builtin_huge_val())) continue;
     usage[j] += magnitude;
-    usage[stride + j] += count * shift + deviation;
+    usage[stride + j] += sum;
     usage[2 * stride + j] += square;
     usage[3 * stride + j] += count;
   }
 }
 
-template <Activation kind, bool kUsage, bool kZones, bool kPart, typename Out>
-inline void finish_column(const EpilogueTileOf<Out>& t, int64_t column, int64_t lanes, Register slope) {
-  auto bias_at = [&](int64_t zone) {
+// kColumns registers of units side by side, for all rows: a row's cache lines are written once, and the sums of one
+// register need not wait for those of another. kPart: of a single one only some `lanes` are units.
+template <Activation kind, bool kUsage, bool kZones, bool kPart, int kColumns, typename Out>
+inline void finish_columns(const EpilogueTileOf<Out>& t, int64_t column, int64_t lanes, Register slope) {
+  static_assert(!kPart || kColumns == 1);
+  auto bias_at = [&](int64_t zone, int c) {
     if (t.bias == nullptr) return Register{};
-    const float* p = t.bias + zone * t.bias_stride + column;
+    const float* p = t.bias + zone * t.bias_stride + column + c * kRegisterLanes;
     return kPart ? load_part<Register>(p, lanes) : load<Register>(p);
   };
-  const Register fixed = kZones ? Register{} : bias_at(0);
-  const float* product = t.product + column;
+  const float* const product = t.product + column;
   Out* output = t.output + column;
-  auto row = [&](int64_t r) {
-    return activate<kind>(load<Register>(product + r * t.product_stride) + (kZones ? bias_at(t.zone[r]) : fixed),
-                          slope);
+  Register fixed[kColumns];
+  for (int c = 0; c < kColumns && !kZones; ++c) fixed[c] = bias_at(0, c);
+  auto value = [&](const float* from, int64_t r, int c) {
+    const Register bias = kZones ? bias_at(t.zone[r], c) : fixed[c];
+    return activate<kind>(load<Register>(from + c * kRegisterLanes) + bias, slope);
   };
   // A masked store costs tens of cycles where it crosses a cache line. Where rows lie next to each other a whole vector
   // will do: what it spills into the next rows is written later, if this column comes first and the rows in order.
   const bool tight = t.units == t.output_stride;
   const int64_t whole = tight ? t.rows - (column + kRegisterLanes + t.units - 1) / t.units : 0;
-  UsageSums sums{};
-  if (kUsage) sums.shift = row(t.rows / 2);
-  for (int64_t r = 0; r < t.rows; ++r, output += t.output_stride) {
-    const Register y = row(r);
-    if (kPart && r >= whole) {
-      store_part(output, y, lanes);
-    } else {
-      store(output, y);
+  UsageSums sums[kColumns] = {};
+  const int64_t middle = t.rows / 2, gaps = t.gap > 0 && middle >= t.run ? 1 + (middle - t.run) / t.next_run : 0;
+  for (int c = 0; c < kColumns && kUsage; ++c) {
+    sums[c].shift = value(product + (middle + gaps * t.gap) * t.product_stride, middle, c);
+  }
+  const float* from = product;
+  int64_t left = t.gap > 0 ? t.run : t.rows;
+  for (int64_t r = 0; r < t.rows; ++r, output += t.output_stride, from += t.product_stride, --left) {
+    if (left == 0) {
+      from += t.gap * t.product_stride;
+      left = t.next_run;
     }
-    if (kUsage) {
-      const Register d = y - sums.shift;
-      sums.magnitude += vabs(y);
-      sums.deviation += d;
-      sums.square += d * d;
+#pragma GCC unroll 4
+    for (int c = 0; c < kColumns; ++c) {
+      const Register y = value(from, r, c);
+      if (kPart && r >= whole) {
+        store_part(output, y, lanes);
+      } else {
+        store(output + c * kRegisterLanes, y);
+      }
+      if (kUsage) {
+        const Register d = y - sums[c].shift;
+        if (!never_negative(kind)) sums[c].magnitude += vabs(y);
+        sums[c].deviation += d;
+        sums[c].square += d * d;
+      }
     }
   }
-  if (kUsage) add_usage(sums, t.rows, lanes, t.usage + column, t.usage_stride);
+  for (int c = 0; c < kColumns && kUsage; ++c) {
+    add_usage<kind>(sums[c], t.rows, lanes, t.usage + column + c * kRegisterLanes, t.usage_stride);
+  }
 }
 
 template <Activation kind, bool kUsage, bool kZones, typename Out>
 void finish_tile(const EpilogueTileOf<Out>& t, float slope) {
   const Register slopes = splat<Register>(slope);
   const int64_t full = t.units / kRegisterLanes * kRegisterLanes;
-  if (full < t.units) finish_column<kind, kUsage, kZones, true>(t, full, t.units - full, slopes);
-  for (int64_t column = 0; column < full; column += kRegisterLanes) {
-    finish_column<kind, kUsage, kZones, false>(t, column, kRegisterLanes, slopes);
-  }
+  if (full < t.units) finish_columns<kind, kUsage, kZones, true, 1>(t, full, t.units - full, slopes);
+  int64_t column = 0;
+  const auto finish = [&](auto columns) {
+    constexpr int kColumns = decltype(columns)::value;
+    for (; column + kColumns * kRegisterLanes <= full; column += kColumns * kRegisterLanes) {
+      finish_columns<kind, kUsage, kZones, false, kColumns>(t, column, kRegisterLanes, slopes);
+    }
+  };
+  if constexpr (kRegisterLanes == kLanes) finish(Constant<4>{});  // there are registers enough
+  finish(Constant<2>{});
+  finish(Constant<1>{});
 }
 
 template <Activation kind, typename Out>

@@ -17,6 +17,7 @@ struct Kernels {
   void (*conv2d)(const Conv2dParams&, double* usage, int64_t begin, int64_t end);
   // Fills in the fields of `p` that say how to go about it.
   void (*conv2d_plan)(Conv2dParams& p, int64_t threads);
+  void (*bf16_plan)(Bf16Params& p, int64_t threads);  // likewise
   void (*bf16)(const Bf16Params&, double* usage, int64_t begin, int64_t end);
   void (*lstm)(const LstmParams&, double* usage, int64_t begin, int64_t end);
   void (*max_pool2d)(const MaxPool2dParams&, int64_t begin, int64_t end);
@@ -27,8 +28,8 @@ struct Kernels {
 // Null where the instruction set was not compiled for this architecture or the CPU lacks it.
 const Kernels* find_kernels(const char* isa);
 
-// The best table of this CPU, or the one that DYNPRUNE_CPU_ISA names (avx512, avx2, plain). Null with `error` set, a
-// sentence, if that name is unknown or the CPU lacks it.
+// The best table of this CPU, or the one that DYNPRUNE_CPU_ISA names (amx, avx512, avx2, plain). Null with `error`
+// set, a sentence, if that name is unknown or the CPU lacks it.
 const Kernels* select_kernels(const char** error);
 
 #ifdef DYNPRUNE_ISA
@@ -36,6 +37,7 @@ namespace DYNPRUNE_ISA {
 void linear_range(const LinearParams&, double*, int64_t, int64_t);
 void conv2d_range(const Conv2dParams&, double*, int64_t, int64_t);
 void conv2d_plan(Conv2dParams&, int64_t);
+void bf16_plan(Bf16Params&, int64_t);
 void bf16_range(const Bf16Params&, double*, int64_t, int64_t);
 void lstm_range(const LstmParams&, double*, int64_t, int64_t);
 void max_pool2d_range(const MaxPool2dParams&, int64_t, int64_t);

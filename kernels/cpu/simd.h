@@ -47,6 +47,12 @@ typedef Pair<Pair<RegisterInts>> Ints;
 typedef Pair<Register> Half;
 #endif
 
+// A number as a type, for what is compiled once for each.
+template <int v>
+struct Constant {
+  static constexpr int value = v;
+};
+
 inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -59,10 +65,14 @@ inline float widen(uint16_t bits) {
 }
 
 inline RegisterBits narrow(Register v) {
+#if defined(__AVX512BF16__)
+  return reinterpret_cast<RegisterBits>(_mm512_cvtneps_pbh(v));
+#else
   const RegisterWords wide = reinterpret_cast<RegisterWords>(v);
   const RegisterWords rounded = (wide + 0x7fff + (wide >> 16 & 1)) >> 16;
   const RegisterWords quiet = wide >> 16 | 0x40;
   return __builtin_convertvector(v == v ? rounded : quiet, RegisterBits);
+#endif
 }
 
 // What the parts of a vector are made from and go to. A part of `lanes` lanes leaves the others zero, or unwritten.
@@ -236,6 +246,18 @@ template <typename T>
 inline auto to_ints(Pair<T> v) {
   return Pair<decltype(to_ints(v.low))>{to_ints(v.low), to_ints(v.high)};
 }
+
+// max(x, 0), but NaN stays NaN.
+template <typename V>
+inline V vrelu(V x) {
+  return select(x < splat<V>(0.f), splat<V>(0.f), x);
+}
+#if defined(__AVX512F__)
+template <>
+inline Register vrelu(Register x) {
+  return _mm512_maskz_max_ps(0xffff, Register{}, x);  // the second operand if either is NaN
+}
+#endif
 
 template <typename V>
 inline V vabs(V a) {

@@ -6,9 +6,16 @@
 namespace dynprune::DYNPRUNE_ISA {
 
 const Kernels* table() {
-  static const Kernels kernels{
-      DYNPRUNE_NAME(DYNPRUNE_ISA), linear_range, conv2d_range, conv2d_plan, bf16_range, lstm_range, max_pool2d_range,
-      sparse_input_range,          pack_range};
+  static const Kernels kernels{DYNPRUNE_NAME(DYNPRUNE_ISA),
+                               linear_range,
+                               conv2d_range,
+                               conv2d_plan,
+                               bf16_plan,
+                               bf16_range,
+                               lstm_range,
+                               max_pool2d_range,
+                               sparse_input_range,
+                               pack_range};
   return &kernels;
 }
 

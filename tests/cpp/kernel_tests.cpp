@@ -64,7 +64,8 @@ bool close(const Guarded<T>& actual, const std::vector<double>& expected, double
   double largest = 1e-30, worst = 0;
   for (size_t i = 0; i < expected.size(); ++i) {
     const double difference = std::fabs(static_cast<double>(actual[i]) - expected[i]);
-    if (!(difference <= worst)) worst = difference;
+    if (std::isnan(difference)) return false;
+    worst = std::max(worst, difference);
     largest = std::max(largest, std::fabs(expected[i]));
   }
   return worst <= tolerance * largest;
@@ -584,6 +585,10 @@ std::vector<uint16_t> paired(const std::vector<float>& packed, int64_t units, in
   return result;
 }
 
+bool has_tiles(const dynprune::Kernels& kernels) {
+  return std::strcmp(kernels.isa, "amx") == 0 || std::strcmp(kernels.isa, "emulated") == 0;
+}
+
 void test_bf16(const dynprune::Kernels& kernels, const ConvShape& s) {
   if (!s.channels_last || s.gather || s.depthwise) return;  // what the kernel takes
   const std::string what = std::string(kernels.isa) + " bf16 " + s.name;
@@ -614,21 +619,39 @@ void test_bf16(const dynprune::Kernels& kernels, const ConvShape& s) {
   p.h = s.h;
   p.w = s.w;
   p.activation.kind = dynprune::Activation::relu;
-  for (int64_t tile : {int64_t{7}, dynprune::kRowTile}) {
-    p.row_tile = tile;
+  const auto run = [&](const std::string& how) {
     Guarded<uint16_t> output(static_cast<int64_t>(expected.size()), 0x7fc0);
     Guarded<double> usage(dynprune::kUsageRows * dynprune::padded_units(p.units), 0.0);
     p.output = output.data();
     const int64_t tasks = dynprune::bf16_tasks(p);
     kernels.bf16(p, usage.data(), 0, tasks / 2);
     kernels.bf16(p, usage.data(), tasks / 2, tasks);
-    expect(!unreleased, what + ": gemm_release at the end of a range");
+    expect(!unreleased, what + how + ": gemm_release at the end of a range");
     Guarded<float> wide(static_cast<int64_t>(expected.size()));
     for (size_t i = 0; i < expected.size(); ++i) wide.data()[i] = from_bf16(output[i]);
-    expect(close(wide, expected, 5e-3), what + ": output");
-    expect(output.intact(), what + ": guard zones of the output");
-    expect(p.units == 0 || close(usage, usage_of(expected, p.units), 5e-3), what + ": usage");
-    expect(usage.intact(), what + ": guard zones of the usage");
+    expect(close(wide, expected, 5e-3), what + how + ": output");
+    expect(output.intact(), what + how + ": guard zones of the output");
+    expect(p.units == 0 || close(usage, usage_of(expected, p.units), 5e-3), what + how + ": usage");
+    expect(usage.intact(), what + how + ": guard zones of the usage");
+  };
+  p.row_tile = dynprune::kRowTile;
+  kernels.bf16_plan(p, 2);
+  run(", as planned");
+  p.block_rows = 0;
+  for (int64_t tile : {int64_t{7}, dynprune::kRowTile}) {
+    p.row_tile = tile;
+    p.panel_first = tile == 7;
+    run(", gathered");
+  }
+  if (!has_tiles(kernels) || taps == 1 || s.channels == 0) return;
+  for (int64_t rows : {int64_t{1}, int64_t{3}, s.h.out}) {
+    p.block_rows = rows;
+    p.block_units = rows == 3 ? 2 * dynprune::kPanel : dynprune::kPanel;
+    p.joined = true;
+    if (s.w.dilation == 1) run(", joined");
+    p.joined = false;
+    const bool steps = s.h.stride == 1 && s.w.stride == 1;
+    if (steps && s.w.padding <= (s.w.kernel - 1) * s.w.dilation) run(", staged");
   }
 }
 
@@ -671,6 +694,10 @@ const ConvShape kConv2d[] = {
 
 }  // namespace
 
+namespace dynprune::emulated {
+const Kernels* table();
+}
+
 // The contract of cpu/gemm.h, to the letter: nothing beyond [m, n] is written, c is not read unless accumulating.
 namespace dynprune {
 
@@ -699,8 +726,9 @@ void gemm_release() { unreleased = false; }
 }  // namespace dynprune
 
 int main() {
-  for (const char* isa : {"plain", "avx2", "avx512"}) {
-    const dynprune::Kernels* kernels = dynprune::find_kernels(isa);
+  for (const char* isa : {"plain", "avx2", "avx512", "amx", "emulated"}) {
+    const bool emulated = std::strcmp(isa, "emulated") == 0;  // the tiles of AMX, on any CPU
+    const dynprune::Kernels* kernels = emulated ? dynprune::emulated::table() : dynprune::find_kernels(isa);
     if (kernels == nullptr) {
       std::printf("%s: not on this CPU\n", isa);
       continue;

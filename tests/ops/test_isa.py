@@ -13,8 +13,10 @@ import torch
 from dynprune.ops import native
 
 ROOT = Path(__file__).parents[2]
+RANK = ["plain", "avx2", "avx512", "amx"]
 BEST = {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "plain")
-RANK = ["plain", "avx2", "avx512"]
+if BEST == "avx512" and torch.cpu._is_amx_tile_supported():
+    BEST = "amx"
 CORE = [
     "test_isa.py::test_selected",
     "test_linear.py::test_packed",
@@ -81,7 +83,7 @@ def test_unknown_name_is_one_clear_error() -> None:
     done = run("-c", "import dynprune", DYNPRUNE_CPU_ISA="sse9")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    expected = "expected avx512, avx2 or plain, and one that this CPU has, got sse9"
+    expected = "expected amx, avx512, avx2 or plain, and one that this CPU has, got sse9"
     assert last == f"ValueError: DYNPRUNE_CPU_ISA: {expected}"
     assert done.stderr.count("Traceback") == 1
     assert "Warning" not in done.stderr
