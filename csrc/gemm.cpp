@@ -30,11 +30,6 @@ bool takes_operands(bool in_pairs) {
 }
 #endif
 
-bool on_avx512() {
-  const std::string isa = kernels().isa;
-  return isa == "avx512" || isa == "amx";
-}
-
 bool probe_brgemm() {
 #ifdef CPUBLAS_BRGEMM_F32F32F32
   // ATen offers brgemm on AVX-512 only; other kernels are run with BLAS, as they would be on an older CPU.
@@ -86,7 +81,6 @@ bool has_brgemm() {
   static const bool available = probe_brgemm();
   return available;
 }
-
 
 bool multiplies_bf16() { return std::string(kernels().isa) == "amx" || has_brgemm_bf16(); }
 

@@ -16,6 +16,11 @@ const Kernels& kernels() {
   return selected;
 }
 
+bool on_avx512() {
+  const std::string isa = kernels().isa;
+  return isa == "avx512" || isa == "amx";
+}
+
 int64_t thread_count() {
   std::mutex mutex;
   std::set<std::thread::id> seen;

@@ -16,6 +16,9 @@ namespace dynprune {
 // The kernels of this process; a wrong DYNPRUNE_CPU_ISA raises ValueError.
 const Kernels& kernels();
 
+// Whether they use AVX-512, with or without AMX.
+bool on_avx512();
+
 ActivationSpec parse_activation(const char* op, c10::string_view name, double slope);
 
 // Threads that a parallel loop really runs on; 1 if this was built without OpenMP.

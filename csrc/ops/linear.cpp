@@ -60,6 +60,13 @@ void expect_input_major(const at::Tensor& t, const Operands& operands) {
                   c10::str("a contiguous input_major ", at::IntArrayRef(sizes)), t.sizes());
 }
 
+// Where a row tile reads more weights than L2 holds, several take turns on each panel, as far as their inputs fit.
+int64_t group_of(const LinearParams& p) {
+  constexpr int64_t kManyWeights = 384 * 1024, kInputs = 256 * 1024;
+  if (p.input_indices != nullptr || p.depth * p.units <= kManyWeights) return 1;
+  return std::max<int64_t>(1, kInputs / (p.row_tile * p.depth));
+}
+
 // Few rows read far more weights than they do arithmetic: where most inputs are zero, as after a ReLU, the others'
 // weights are all that is read. With a threshold it is what the result is, not a choice. Returns whether it did the
 // work.
@@ -70,7 +77,7 @@ bool skip_inputs(const LinearParams& p, float threshold, const float* input_majo
   if (threshold == 0 && p.depth * p.units < kLeastWeights) return false;
   // Above this share of the inputs, reading straight through is as fast, but for weights that come from memory, which
   // this kernel fetches ahead. On AVX-512 the other one does so as well.
-  const bool fetched = p.streamed && std::string_view(kernels().isa) != "avx512";
+  const bool fetched = p.streamed && !on_avx512();
   const bool any = threshold > 0 || input_major != nullptr || fetched;
   const int64_t most = any ? p.depth : static_cast<int64_t>(0.6 * static_cast<double>(p.depth));
   const std::optional<std::vector<int64_t>> picked = pick_inputs(p, threshold, most);
@@ -125,6 +132,7 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::
   p.depth = operands.weight.size(1);
   p.units = operands.units;
   p.row_tile = row_tile(p.rows, panel_count(p.units));
+  p.group = group_of(p);
   p.activation = spec;
   constexpr int64_t kCachedWeights = 2 * 1024 * 1024;  // what L2 and a share of L3 hold
   p.streamed = p.depth * p.units > kCachedWeights;

@@ -177,8 +177,8 @@ void bf16_range(const Bf16Params& p, double* usage, int64_t begin, int64_t end) 
   int64_t stride = 0;
   int64_t current = -1;  // the tile that `input` and `zone` belong to
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t tile = p.panel_first ? task % tiles : task / panels;
-    const int64_t unit = (p.panel_first ? task / tiles : task % panels) * kPanel;
+    const auto [tile, panel] = tile_task(task, tiles, panels, p.group);
+    const int64_t unit = panel * kPanel;
     const int64_t row = tile * p.row_tile, rows = min_of(p.row_tile, bf16_rows(p) - row);
     if (tile != current) {
       const bool here = in_place && rows % kRowBlock == 0;
@@ -207,9 +207,11 @@ void bf16_range(const Bf16Params& p, double* usage, int64_t begin, int64_t end) 
 }
 
 void bf16_plan(Bf16Params& p, [[maybe_unused]] int64_t threads) {
-  // Weights that are too many for L2 had better be read once, and inputs gathered again for each panel.
-  constexpr int64_t kWeights = 768 * 1024;
-  p.panel_first = p.units * depth_of(p) > kWeights && bf16_rows(p) > p.row_tile;
+  // Weights that are too many for L2 had better be read once for several tiles, as far as their inputs fit, even if
+  // those are gathered again for each panel.
+  constexpr int64_t kManyWeights = 768 * 1024, kInputs = 512 * 1024;
+  const bool many = p.units * depth_of(p) > kManyWeights;
+  p.group = many ? max_of(1, kInputs / (p.row_tile * max_of(1, p.channels))) : 1;
   p.block_rows = 0;
 #if defined(DYNPRUNE_TILES)
   plan_tile_conv2d(p, threads);

@@ -13,7 +13,7 @@ struct Bf16Params : Convolution {
   uint16_t* output;        // [batch, h.out, w.out, pixel_units] at the first unit; aliases nothing
   // How to go about it, from Kernels::bf16_plan.
   int64_t row_tile;     // pixels per task, at most kRowTile
-  bool panel_first;     // whether tasks of one panel are neighbours, in place of those of one tile
+  int64_t group;        // tiles of pixels that read a panel one after the other, at least 1
   int64_t block_rows;   // output rows of one image per task, see tile_conv2d.h; 0: pixels, wherever they are
   int64_t block_units;  // and units per task, whole panels
   bool joined;          // whether what a row of the kernel reads lies together there

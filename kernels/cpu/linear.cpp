@@ -43,8 +43,9 @@ void linear_range(const LinearParams& p, double* usage, int64_t begin, int64_t e
   float* product = scratch(0, kRowTile * kPanel);
   float* gathered = p.input_indices == nullptr ? nullptr : scratch(1, p.row_tile * p.depth);
   int64_t gathered_tile = -1;
+  const int64_t tiles = (p.rows + p.row_tile - 1) / p.row_tile;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t tile = task / panels, panel = task % panels;
+    const auto [tile, panel] = tile_task(task, tiles, panels, p.group);
     const int64_t row = tile * p.row_tile, rows = min_of(p.row_tile, p.rows - row);
     const int64_t unit = panel * kPanel, units = min_of(kPanel, p.units - unit);
     const float* input = p.input + row * p.input_stride;

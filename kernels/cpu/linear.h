@@ -14,11 +14,12 @@ struct LinearParams {
   float* output;                 // [rows, units], tight; aliases nothing
   int64_t rows, depth, units;
   int64_t row_tile;  // rows per task, at most kRowTile
+  int64_t group;     // tiles that read a panel one after the other, at least 1
   bool streamed;     // the weights come from memory: fetch them ahead
   ActivationSpec activation;
 };
 
-// A task is one row tile times one panel; tasks of one row tile are neighbours, so that a range gathers a tile once.
+// See tile_task in types.h: a range gathers a tile once, or reads a panel once for all tiles of a group.
 static inline int64_t linear_tasks(const LinearParams& p) {
   return (p.rows + p.row_tile - 1) / p.row_tile * panel_count(p.units);
 }

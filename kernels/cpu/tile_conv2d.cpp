@@ -270,8 +270,8 @@ double gathered_cost(const Bf16Params& p) {
   const int64_t rows = bf16_rows(p), lines = rounded_up(p.h.kernel * p.w.kernel * p.channels, kTileDepth) / kTileDepth;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows * (rounded_up(p.units, kTileRows) / kTileRows) * lines;
   const double gathering = 3.3 * static_cast<double>(lines) + 6 * static_cast<double>(p.h.kernel);
-  return static_cast<double>(rows * (p.panel_first ? panel_count(p.units) : 1)) * gathering +
-         (p.panel_first ? 33 : 29) * static_cast<double>(tiles);
+  return static_cast<double>(rows * (p.group > 1 ? panel_count(p.units) : 1)) * gathering +
+         (p.group > 1 ? 33 : 29) * static_cast<double>(tiles);
 }
 
 }  // namespace

@@ -21,6 +21,17 @@ constexpr int64_t kUsageRows = 4;
 static constexpr int64_t padded_units(int64_t units) { return (units + kUnitAlign - 1) / kUnitAlign * kUnitAlign; }
 static constexpr int64_t panel_count(int64_t units) { return (units + kPanel - 1) / kPanel; }
 
+// A task of a product is a tile of rows times a panel. Tasks of one tile are neighbours, or those of one panel and a
+// group of tiles.
+struct TileTask {
+  int64_t tile, panel;
+};
+static constexpr TileTask tile_task(int64_t task, int64_t tiles, int64_t panels, int64_t group) {
+  const int64_t first = task / (group * panels) * group, in_group = task - first * panels;
+  const int64_t some = group < tiles - first ? group : tiles - first;
+  return {first + in_group % some, in_group / some};
+}
+
 enum class Activation : int32_t { none, relu, leaky_relu, gelu, gelu_tanh, silu, tanh, sigmoid };
 
 struct ActivationSpec {

@@ -174,6 +174,7 @@ void test_linear(const dynprune::Kernels& kernels, const LinearShape& s) {
   }
   dynprune::LinearParams p{};
   p.row_tile = s.rows > 8 ? dynprune::kRowTile : 8;
+  p.group = 1;
   p.input = input.data();
   p.input_stride = s.input_stride;
   p.input_indices = s.gather ? indices.data() : nullptr;
@@ -185,6 +186,7 @@ void test_linear(const dynprune::Kernels& kernels, const LinearShape& s) {
   p.activation.kind = dynprune::Activation::relu;
   check(what, p, dynprune::linear_tasks(p), expected, kernels.linear);
   p.streamed = true;
+  p.group = 2;
   check(what + " streamed", p, dynprune::linear_tasks(p), expected, kernels.linear);
 }
 
@@ -640,7 +642,7 @@ void test_bf16(const dynprune::Kernels& kernels, const ConvShape& s) {
   p.block_rows = 0;
   for (int64_t tile : {int64_t{7}, dynprune::kRowTile}) {
     p.row_tile = tile;
-    p.panel_first = tile == 7;
+    p.group = tile == 7 ? 3 : 1;
     run(", gathered");
   }
   if (!has_tiles(kernels) || taps == 1 || s.channels == 0) return;
