@@ -78,7 +78,7 @@ def linear_runs(rows: int, width: int) -> dict[str, Run]:
     packed, bias_narrow = laid_out_linear(weight), bias.bfloat16()
     x_wide, packed_wide = x.float(), laid_out_linear(weight.float())
     usage = usage_of(width)
-    linear = torch.ops.dynprune.linear
+    linear = torch.ops.dynprune.linear.default
     return {
         "ours": lambda: linear(x, packed, bias, activation="relu", usage=usage),
         "eager": lambda: F.relu(F.linear(x, weight, bias_narrow)),
@@ -96,7 +96,7 @@ def conv2d_runs(shape: Shape) -> dict[str, Run]:
     x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
     usage = usage_of(shape.units)
     geometry = ((shape.stride,) * 2, (shape.kernel // 2,) * 2)
-    conv2d = torch.ops.dynprune.conv2d
+    conv2d = torch.ops.dynprune.conv2d.default
     return {
         "ours": lambda: conv2d(x, packed, bias, *geometry, activation="relu", usage=usage),
         "eager-channels-last": lambda: F.relu(F.conv2d(x, weight, bias_narrow, *geometry)),

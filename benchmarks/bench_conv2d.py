@@ -151,7 +151,7 @@ def runs_of(shape: Shape) -> dict[str, Run]:
     bias = torch.randn(shape.units, generator=g).to(device())
     x_last, weight_last = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
     packed, usage = laid_out_conv2d(weight), usage_of(shape.units)
-    conv2d = torch.ops.dynprune.conv2d
+    conv2d = torch.ops.dynprune.conv2d.default
     stride, padding, groups = (shape.stride,) * 2, (shape.kernel // 2,) * 2, shape.groups
     geometry = (stride, padding, (1, 1), groups)
     return {

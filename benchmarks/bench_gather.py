@@ -31,7 +31,7 @@ def linear() -> dict[str, Run]:
     weight, bias = (torch.randn(1024, 1024, generator=g) / 32).to(device()), torch.randn(1024, generator=g)
     rows, columns, bias = rows.to(device()), columns.to(device()), bias.to(device())
     packed, kept = laid_out_linear(weight[rows][:, columns]), bias[rows]
-    op = torch.ops.dynprune.linear
+    op = torch.ops.dynprune.linear.default
     return {
         "ours": lambda: op(x, weight, bias, indices=rows, input_indices=columns, activation="relu"),
         "plan-entry": lambda: op(x, packed, kept, activation="relu"),
@@ -45,7 +45,7 @@ def conv2d() -> dict[str, Run]:
     weight, bias = (torch.randn(128, 128, 3, 3, generator=g) / 34).to(device()), torch.randn(128, generator=g)
     rows, columns, bias = rows.to(device()), columns.to(device()), bias.to(device())
     packed, kept = laid_out_conv2d(weight[rows][:, columns]), bias[rows]
-    op, one = torch.ops.dynprune.conv2d, (1, 1)
+    op, one = torch.ops.dynprune.conv2d.default, (1, 1)
     return {
         "ours": lambda: op(x, weight, bias, one, one, indices=rows, input_indices=columns, activation="relu"),
         "plan-entry": lambda: op(x, packed, kept, one, one, activation="relu"),

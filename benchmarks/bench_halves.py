@@ -27,9 +27,9 @@ def linear(active: int) -> tuple[Run, Run]:
     x = torch.randn(64, active, generator=g).to(device())
     weight = (torch.randn(active, active, generator=g) / active**0.5).to(device())
     bias = torch.randn(active, generator=g).to(device())
-    packed = laid_out_linear(weight)
+    packed, op = laid_out_linear(weight), torch.ops.dynprune.linear.default
     return (
-        lambda: torch.ops.dynprune.linear(x, packed, bias, activation="relu"),
+        lambda: op(x, packed, bias, activation="relu"),
         lambda: F.relu(F.linear(x, weight, bias)),
     )
 
@@ -43,7 +43,7 @@ def conv2d(active: int) -> tuple[Run, Run]:
     packed = laid_out_conv2d(weight)
 
     def ours() -> Tensor:
-        y: Tensor = torch.ops.dynprune.conv2d(x, packed, bias, (1, 1), (1, 1), activation="relu")
+        y: Tensor = torch.ops.dynprune.conv2d.default(x, packed, bias, (1, 1), (1, 1), activation="relu")
         return y
 
     return ours, lambda: F.relu(F.conv2d(x, weight, bias, padding=1))

@@ -69,7 +69,7 @@ def bench_lstm(benchmark: Any, shape: Shape, contestant: str) -> None:
         usage = usage_of(2 * shape.hidden)
 
         def ours() -> Tensor:
-            y: Tensor = torch.ops.dynprune.lstm(x, weights, biases, batch_first=True, usage=usage)[0]
+            y: Tensor = torch.ops.dynprune.lstm.default(x, weights, biases, batch_first=True, usage=usage)[0]
             return y
 
         def eager() -> Tensor:

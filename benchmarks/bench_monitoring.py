@@ -30,7 +30,7 @@ def linear(rows: int, width: int) -> dict[str, Run]:
     x, weight = torch.randn(rows, width, generator=g), torch.randn(width, width, generator=g) / width**0.5
     x, packed = x.to(device()), laid_out_linear(weight.to(device()))
     bias = torch.randn(width, generator=g).to(device())
-    return with_and_without(partial(torch.ops.dynprune.linear, x, packed, bias, activation="relu"), width)
+    return with_and_without(partial(torch.ops.dynprune.linear.default, x, packed, bias, activation="relu"), width)
 
 
 def conv2d(rows: int, channels: int, size: int) -> dict[str, Run]:
@@ -39,7 +39,7 @@ def conv2d(rows: int, channels: int, size: int) -> dict[str, Run]:
     x = x.to(device(), memory_format=torch.channels_last)
     weight = torch.randn(channels, channels, 3, 3, generator=g) / (9 * channels) ** 0.5
     packed, bias = laid_out_conv2d(weight.to(device())), torch.randn(channels, generator=g).to(device())
-    call = partial(torch.ops.dynprune.conv2d, x, packed, bias, (1, 1), (1, 1), activation="relu")
+    call = partial(torch.ops.dynprune.conv2d.default, x, packed, bias, (1, 1), (1, 1), activation="relu")
     return with_and_without(call, channels)
 
 
@@ -51,7 +51,7 @@ def lstm(rows: int, hidden: int, steps: int) -> dict[str, Run]:
         read, recurrent = torch.randn(2, 4 * hidden, hidden, generator=g) / hidden**0.5
         weights.append(packed_gates(read.to(device()), recurrent.to(device())))
         biases.append(torch.randn(1, 4, hidden, generator=g).expand(2, 4, hidden).contiguous().to(device()))
-    call = partial(torch.ops.dynprune.lstm, x, weights, biases, batch_first=True)
+    call = partial(torch.ops.dynprune.lstm.default, x, weights, biases, batch_first=True)
     return with_and_without(lambda **usage: call(**usage)[0], 2 * hidden)
 
 

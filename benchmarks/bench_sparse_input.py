@@ -28,7 +28,7 @@ def bench_sparse_input(benchmark: Any, percent: int, contestant: str) -> None:
     bias = torch.randn(WIDTH, generator=g).to(device())
     packed, usage = laid_out_linear(weight), usage_of(WIDTH)
     major = ops.pack_input_major(packed) if device().type == "cpu" else weight.t().contiguous()
-    linear = partial(torch.ops.dynprune.linear, x, packed, bias, activation="relu", usage=usage)
+    linear = partial(torch.ops.dynprune.linear.default, x, packed, bias, activation="relu", usage=usage)
     runs = {
         "ours": linear,
         "input-major": partial(linear, input_major=major),

@@ -187,7 +187,7 @@ def linear_cases(device: str, small: bool) -> Iterator[Callable[[], dict[str, An
                 part, weight = x[:, :n].contiguous(), w[:n, :n].contiguous()
                 bias = torch.randn(width, device=device)
                 cast, usage = bias.to(dtype), torch.zeros(4, n, dtype=torch.float64, device=device)
-                op = torch.ops.dynprune.linear
+                op = torch.ops.dynprune.linear.default
                 runs = {
                     "dense": lambda: F.relu(F.linear(x, w, cast)),
                     "compact": lambda: F.relu(F.linear(part, weight, cast[:n])),
@@ -225,7 +225,7 @@ def conv2d_cases(device: str, small: bool) -> Iterator[Callable[[], dict[str, An
                 part, weight = x[:, :n].contiguous(**memory), w[:n, :n].contiguous(**memory)
                 bias = torch.randn(channels, device=device)
                 cast = bias.to(dtype)
-                op = torch.ops.dynprune.conv2d
+                op = torch.ops.dynprune.conv2d.default
                 runs = {
                     "dense": lambda: F.relu(F.conv2d(x, w, cast, padding=1)),
                     "compact": lambda: F.relu(F.conv2d(part, weight, cast[:n], padding=1)),
@@ -268,7 +268,7 @@ def lstm_cases(device: str, small: bool) -> Iterator[Callable[[], dict[str, Any]
             runs = {
                 "dense": lambda: dense(x)[0],
                 "compact": lambda: compact(x)[0],
-                "ours": lambda: torch.ops.dynprune.lstm(x, weights, biases)[0],
+                "ours": lambda: torch.ops.dynprune.lstm.default(x, weights, biases)[0],
             }
             return measure(
                 "lstm", f"{steps} x {batch} x {hidden}", runs, ("ours", "compact"), dtype, device, rounds

@@ -57,16 +57,22 @@ constexpr bool never_negative(Activation kind) { return kind == Activation::relu
 template <Activation kind>
 inline void add_usage(const UsageSums& s, int64_t rows, int64_t lanes, double* usage, int64_t stride) {
   const double count = static_cast<double>(rows);
+  float shifts[kRegisterLanes], magnitudes[kRegisterLanes], deviations[kRegisterLanes], squares[kRegisterLanes];
+  store(shifts, s.shift);
+  store(magnitudes, s.magnitude);
+  store(deviations, s.deviation);
+  store(squares, s.square);
+#pragma GCC ivdep
   for (int64_t j = 0; j < lanes; ++j) {
-    const double shift = s.shift[j], deviation = s.deviation[j], sum = count * shift + deviation;
-    const double magnitude = never_negative(kind) ? sum : s.magnitude[j];
-    const double square = count * shift * shift + 2 * shift * deviation + s.square[j];
+    const double shift = shifts[j], deviation = deviations[j], sum = count * shift + deviation;
+    const double magnitude = never_negative(kind) ? sum : magnitudes[j];
+    const double square = count * shift * shift + 2 * shift * deviation + squares[j];
     // NaN or infinity in this tile, or a sum that overflowed: it never enters.
-    if (!(square + magnitude < __builtin_huge_val())) continue;
-    usage[j] += magnitude;
-    usage[stride + j] += sum;
-    usage[2 * stride + j] += square;
-    usage[3 * stride + j] += count;
+    const bool finite = square + magnitude < __builtin_huge_val();
+    usage[j] += finite ? magnitude : 0;
+    usage[stride + j] += finite ? sum : 0;
+    usage[2 * stride + j] += finite ? square : 0;
+    usage[3 * stride + j] += finite ? count : 0;
   }
 }
 
