@@ -119,25 +119,120 @@ class Sums {
   int64_t channel_ = 0, tap_ = 0;
 };
 
+// Sixteen rows of the master, null behind the last, and what their units are scaled with.
+struct Rows {
+  const float* row[kLanes];
+  Floats scale;
+};
+
+Rows rows_at(const PackParams& p, int64_t unit) {
+  Rows rows{};
+  float scales[kLanes] = {};
+  for (int64_t j = 0; j < min_of(kLanes, p.units - unit); ++j) {
+    const int64_t index = p.rows == nullptr ? unit + j : p.rows[unit + j];
+    rows.row[j] = p.master + index * p.row_stride;
+    if (p.scale != nullptr) scales[j] = p.scale[index];
+  }
+  rows.scale = p.scale != nullptr ? load(scales) : splat(1.f);
+  return rows;
+}
+
+// Of a row's columns those that are packed, in the master's order.
+struct Wanted {
+  uint16_t* masks;  // for each block of kLanes columns
+  int32_t *columns, *places;
+  int64_t count;
+};
+
+Wanted wanted_columns(const PackParams& p) {
+  const int64_t blocks = (p.row_stride + kLanes - 1) / kLanes;
+  Wanted w{reinterpret_cast<uint16_t*>(scratch(2, blocks)), reinterpret_cast<int32_t*>(scratch(3, 2 * p.depth)), nullptr, 0};
+  w.places = w.columns + p.depth;
+  std::memset(w.masks, 0, static_cast<size_t>(blocks) * sizeof(uint16_t));
+  for (int64_t c = 0; c < p.row_stride; ++c) {
+    if (p.places[c] < 0) continue;
+    w.masks[c / kLanes] = static_cast<uint16_t>(w.masks[c / kLanes] | 1u << c % kLanes);
+    w.columns[w.count] = static_cast<int32_t>(c);
+    w.places[w.count++] = p.places[c];
+  }
+  return w;
+}
+
+// The wanted ones of columns [first, last) of a row, side by side; `next` is the row that will be read then.
+void pick(const Wanted& w, const float* row, const float* next, int64_t first, int64_t last, int64_t row_stride,
+          int64_t picked, float* to) {
+#if defined(__AVX512F__)
+  for (int64_t c = first; c < last; c += kLanes) {
+    if (next != nullptr) __builtin_prefetch(next + c, 0, 2);
+    const __mmask16 mask = w.masks[c / kLanes];
+    const Floats v = c + kLanes <= row_stride ? load(row + c) : load_part(row + c, row_stride - c);
+    store(to, Floats(_mm512_maskz_compress_ps(mask, v)));  // over what comes next
+    to += __builtin_popcount(mask);
+  }
+#else
+  for (int64_t i = picked; i < w.count && w.columns[i] < last; ++i) *to++ = row[w.columns[i]];
+#endif
+  (void)next, (void)first, (void)row_stride, (void)picked;
+}
+
+// Where many columns are left out: rows are read one after the other, as memory likes it, and only what is wanted is
+// transposed, without a branch for each column.
+void pack_some_columns(const PackParams& p, const Wanted& w, int64_t unit, int64_t width, int64_t j0, float* panel) {
+  constexpr int64_t kColumns = 1024;  // of the master at a time
+  constexpr int64_t kStride = kColumns + 3 * kLanes;
+  const Rows rows = rows_at(p, unit + j0);
+  const int64_t lanes = min_of(kLanes, width - j0);
+  float* buffer = scratch(4, kLanes * kStride);
+  int64_t picked = 0;
+  for (int64_t first = 0; first < p.row_stride; first += kColumns) {
+    const int64_t last = min_of(first + kColumns, p.row_stride);
+    int64_t end = picked;
+    while (end < w.count && w.columns[end] < last) ++end;
+    if (end == picked) continue;
+    for (int64_t j = 0; j < kLanes; ++j) {
+      float* to = buffer + j * kStride;
+      const float* next = j + 1 < kLanes ? rows.row[j + 1] : nullptr;
+      if (rows.row[j] == nullptr) {
+        zero(to, end - picked);
+      } else {
+        pick(w, rows.row[j], next, first, last, p.row_stride, picked, to);
+      }
+    }
+    for (int64_t i = picked; i < end; i += kLanes) {
+      Floats v[kLanes];
+      for (int j = 0; j < kLanes; ++j) v[j] = load(buffer + j * kStride + i - picked);
+      transpose(v);
+      const int32_t* places = w.places + i;
+      if (lanes == kLanes && end - i >= kLanes) {
+#pragma GCC unroll 16
+        for (int k = 0; k < kLanes; ++k) store(panel + places[k] * width + j0, v[k] * rows.scale);
+        continue;
+      }
+      for (int64_t k = 0; k < min_of(kLanes, end - i); ++k) {
+        store_part(panel + places[k] * width + j0, v[k] * rows.scale, lanes);
+      }
+    }
+    picked = end;
+  }
+}
+
 }  // namespace
 
 // Sixteen rows of the master at a time are read once, as they lie, in blocks of sixteen columns that are transposed:
 // each column of a block is then one whole line of a panel.
 void pack_range(const PackParams& p, int64_t begin, int64_t end) {
   Sums sums(p);
+  const bool some = p.packed != nullptr && p.places != nullptr && p.values == nullptr && 4 * p.depth <= 3 * p.row_stride;
+  const Wanted wanted = some ? wanted_columns(p) : Wanted{};
   for (int64_t panel = begin; panel < end; ++panel) {
     const int64_t unit = panel * kPanel, units = min_of(kPanel, p.units - unit), width = padded_units(units);
     for (int64_t j0 = 0; j0 < width; j0 += kLanes) {
-      const float* row[kLanes];
-      float scales[kLanes] = {};
-      const int64_t real = min_of(kLanes, units - j0), lanes = min_of(kLanes, width - j0);
-      for (int64_t j = 0; j < kLanes; ++j) {
-        const int64_t u = unit + j0 + j;
-        const int64_t index = j >= real ? 0 : p.rows == nullptr ? u : p.rows[u];
-        row[j] = j < real ? p.master + index * p.row_stride : nullptr;
-        if (p.scale != nullptr) scales[j] = p.scale[index];
+      if (some) {
+        pack_some_columns(p, wanted, unit, width, j0, p.packed + unit * p.depth);
+        continue;
       }
-      const Floats scale = p.scale != nullptr ? load(scales) : splat(1.f);
+      const int64_t real = min_of(kLanes, units - j0), lanes = min_of(kLanes, width - j0);
+      const Rows rows = rows_at(p, unit + j0);
       if (p.values != nullptr) sums.start();
       for (int64_t c = 0; c < p.row_stride; c += kLanes) {
         Block block{c, min_of(kLanes, p.row_stride - c), false};
@@ -145,15 +240,16 @@ void pack_range(const PackParams& p, int64_t begin, int64_t end) {
         if (!block.wanted && p.values == nullptr) continue;
         Floats v[kLanes];
         for (int j = 0; j < kLanes; ++j) {
-          if (row[j] == nullptr) {
+          const float* row = rows.row[j];
+          if (row == nullptr) {
             v[j] = Floats{};
             continue;
           }
-          __builtin_prefetch(row[j] + c + kAhead, 0, 2);
-          v[j] = block.count == kLanes ? load(row[j] + c) : load_part(row[j] + c, block.count);
+          __builtin_prefetch(row + c + kAhead, 0, 2);
+          v[j] = block.count == kLanes ? load(row + c) : load_part(row + c, block.count);
         }
         transpose(v);
-        if (block.wanted) place(p, block, v, scale, p.packed + unit * p.depth + j0, width, lanes);
+        if (block.wanted) place(p, block, v, rows.scale, p.packed + unit * p.depth + j0, width, lanes);
         if (p.values == nullptr) continue;
         sums.add(v, block.count);
         if (c % kFloatRun == 0) sums.flush();
