@@ -8,8 +8,9 @@ namespace dynprune::DYNPRUNE_ISA {
 
 namespace {
 
-// Rows (sequences times steps) of one product with the input's weights.
-constexpr int64_t kInputRows = 64;
+// Rows (sequences times steps) of one product with the input's weights: more than a slice has, so that wide layers,
+// whose weights for the input and the state L2 does not hold together, read the former once for two steps.
+constexpr int64_t kInputRows = 128;
 // Steps whose usage is summed in float32 before it goes to float64.
 constexpr int64_t kUsageSteps = 16;
 
@@ -78,6 +79,7 @@ void update_panel(const LstmParams& p, const Slice& s, int64_t step, int64_t pan
     const int64_t lanes = min_of(kRegisterLanes, units - u);
     V bias[4];
     for (int gate = 0; gate < 4; ++gate) bias[gate] = load_part<V>(biases + gate * d.units + u, lanes);
+    V magnitude{}, total{}, square{};
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t row = row_of(p, s, r), unit = first + u;
       const float* in = product_in + r * in_stride + u;
@@ -109,13 +111,15 @@ void update_panel(const LstmParams& p, const Slice& s, int64_t step, int64_t pan
       } else {
         store_part(to, h, lanes);
       }
-      if (usage != nullptr) {
-        // NaN and infinity never enter; they are left out of the count by the caller's own test of the sums.
-        store(usage->magnitude + u, load<V>(usage->magnitude + u) + vabs(h));
-        store(usage->total + u, load<V>(usage->total + u) + h);
-        store(usage->square + u, load<V>(usage->square + u) + h * h);
-      }
+      magnitude += vabs(h);
+      total += h;
+      square += h * h;
     }
+    if (usage == nullptr) continue;
+    // NaN and infinity never enter; they are left out of the count by the caller's own test of the sums.
+    store(usage->magnitude + u, load<V>(usage->magnitude + u) + magnitude);
+    store(usage->total + u, load<V>(usage->total + u) + total);
+    store(usage->square + u, load<V>(usage->square + u) + square);
   }
 }
 

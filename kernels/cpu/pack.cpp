@@ -146,7 +146,8 @@ struct Wanted {
 
 Wanted wanted_columns(const PackParams& p) {
   const int64_t blocks = (p.row_stride + kLanes - 1) / kLanes;
-  Wanted w{reinterpret_cast<uint16_t*>(scratch(2, blocks)), reinterpret_cast<int32_t*>(scratch(3, 2 * p.depth)), nullptr, 0};
+  Wanted w{reinterpret_cast<uint16_t*>(scratch(2, blocks)), reinterpret_cast<int32_t*>(scratch(3, 2 * p.depth)),
+           nullptr, 0};
   w.places = w.columns + p.depth;
   std::memset(w.masks, 0, static_cast<size_t>(blocks) * sizeof(uint16_t));
   for (int64_t c = 0; c < p.row_stride; ++c) {
@@ -222,7 +223,8 @@ void pack_some_columns(const PackParams& p, const Wanted& w, int64_t unit, int64
 // each column of a block is then one whole line of a panel.
 void pack_range(const PackParams& p, int64_t begin, int64_t end) {
   Sums sums(p);
-  const bool some = p.packed != nullptr && p.places != nullptr && p.values == nullptr && 4 * p.depth <= 3 * p.row_stride;
+  const bool some =
+      p.packed != nullptr && p.places != nullptr && p.values == nullptr && 4 * p.depth <= 3 * p.row_stride;
   const Wanted wanted = some ? wanted_columns(p) : Wanted{};
   for (int64_t panel = begin; panel < end; ++panel) {
     const int64_t unit = panel * kPanel, units = min_of(kPanel, p.units - unit), width = padded_units(units);
