@@ -18,7 +18,10 @@ void product_tile(const Taps& t, const float* weight, int64_t width, float* prod
       // The weights of a tile run through the whole L1 and push the input out: fetch the next tap's pixels again.
       // Within a kernel row only the last pixel is new. Of few channels all pixels stay there, and products are short.
       const bool last = kw + 1 == t.kernel_w;
-      const float* next = last ? t.input + (kh + 1) * t.tap_stride_h : input + t.tap_stride_w;
+      const bool over = last && kh + 1 == t.kernel_h;  // then it is the next tile's
+      const float* next = over   ? t.input + kPixels * t.pixel_stride
+                          : last ? t.input + (kh + 1) * t.tap_stride_h
+                                 : input + t.tap_stride_w;
       for (int r = last ? 0 : kPixels - 1; r < kPixels && t.channels >= kLanes; ++r) {
         for (int64_t c = 0; c < t.channels; c += kLanes) __builtin_prefetch(next + r * t.pixel_stride + c);
       }

@@ -159,22 +159,27 @@ Wanted wanted_columns(const PackParams& p) {
   return w;
 }
 
-// The wanted ones of columns [first, last) of a row, side by side; `next` is the row that will be read then.
-void pick(const Wanted& w, const float* row, const float* next, int64_t first, int64_t last, int64_t row_stride,
-          int64_t picked, float* to) {
+// Columns [first, last) of the master, of which [begin, end) of the wanted ones lie there.
+struct Piece {
+  int64_t first, last, begin, end;
+};
+
+// The wanted ones of a piece of a row, side by side; `next` is the row that will be read then.
 #if defined(__AVX512F__)
-  for (int64_t c = first; c < last; c += kLanes) {
+void pick(const Wanted& w, const Piece& piece, int64_t row_stride, const float* row, const float* next, float* to) {
+  for (int64_t c = piece.first; c < piece.last; c += kLanes) {
     if (next != nullptr) __builtin_prefetch(next + c, 0, 2);
     const __mmask16 mask = w.masks[c / kLanes];
     const Floats v = c + kLanes <= row_stride ? load(row + c) : load_part(row + c, row_stride - c);
     store(to, Floats(_mm512_maskz_compress_ps(mask, v)));  // over what comes next
     to += __builtin_popcount(mask);
   }
-#else
-  for (int64_t i = picked; i < w.count && w.columns[i] < last; ++i) *to++ = row[w.columns[i]];
-#endif
-  (void)next, (void)first, (void)row_stride, (void)picked;
 }
+#else
+void pick(const Wanted& w, const Piece& piece, int64_t, const float* row, const float*, float* to) {
+  for (int64_t i = piece.begin; i < piece.end; ++i) *to++ = row[w.columns[i]];
+}
+#endif
 
 // Where many columns are left out: rows are read one after the other, as memory likes it, and only what is wanted is
 // transposed, without a branch for each column.
@@ -184,36 +189,32 @@ void pack_some_columns(const PackParams& p, const Wanted& w, int64_t unit, int64
   const Rows rows = rows_at(p, unit + j0);
   const int64_t lanes = min_of(kLanes, width - j0);
   float* buffer = scratch(4, kLanes * kStride);
-  int64_t picked = 0;
-  for (int64_t first = 0; first < p.row_stride; first += kColumns) {
-    const int64_t last = min_of(first + kColumns, p.row_stride);
-    int64_t end = picked;
-    while (end < w.count && w.columns[end] < last) ++end;
-    if (end == picked) continue;
+  for (Piece piece{0, 0, 0, 0}; piece.last < p.row_stride;) {
+    piece = {piece.last, min_of(piece.last + kColumns, p.row_stride), piece.end, piece.end};
+    while (piece.end < w.count && w.columns[piece.end] < piece.last) ++piece.end;
     for (int64_t j = 0; j < kLanes; ++j) {
-      float* to = buffer + j * kStride;
       const float* next = j + 1 < kLanes ? rows.row[j + 1] : nullptr;
+      float* to = buffer + j * kStride;
       if (rows.row[j] == nullptr) {
-        zero(to, end - picked);
+        zero(to, piece.end - piece.begin);
       } else {
-        pick(w, rows.row[j], next, first, last, p.row_stride, picked, to);
+        pick(w, piece, p.row_stride, rows.row[j], next, to);
       }
     }
-    for (int64_t i = picked; i < end; i += kLanes) {
+    for (int64_t i = piece.begin; i < piece.end; i += kLanes) {
       Floats v[kLanes];
-      for (int j = 0; j < kLanes; ++j) v[j] = load(buffer + j * kStride + i - picked);
+      for (int j = 0; j < kLanes; ++j) v[j] = load(buffer + j * kStride + i - piece.begin);
       transpose(v);
       const int32_t* places = w.places + i;
-      if (lanes == kLanes && end - i >= kLanes) {
+      if (lanes == kLanes && piece.end - i >= kLanes) {
 #pragma GCC unroll 16
         for (int k = 0; k < kLanes; ++k) store(panel + places[k] * width + j0, v[k] * rows.scale);
         continue;
       }
-      for (int64_t k = 0; k < min_of(kLanes, end - i); ++k) {
+      for (int64_t k = 0; k < min_of(kLanes, piece.end - i); ++k) {
         store_part(panel + places[k] * width + j0, v[k] * rows.scale, lanes);
       }
     }
-    picked = end;
   }
 }
 

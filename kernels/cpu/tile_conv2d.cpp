@@ -195,13 +195,46 @@ void find_zones(const Bf16Params& p, const Block& block, int32_t* zone) {
   }
 }
 
+// A block's pixels of the panel that starts at unit `panel`, whose weights are arranged.
+void run_panel(const Bf16Params& p, const Block& block, const uint16_t* staged, const uint16_t* weights, int64_t panel,
+               const int32_t* zone, double* usage) {
+  float* product = scratch(0, kRowTile * kPanel);
+  const int64_t units = min_of(kPanel, p.units - panel), all = positions(p, block.rows);
+  const int64_t output = (block.image * p.h.out + block.first) * p.w.out;
+  for (int64_t from = 0, pixel = 0; from < all;) {
+    const int64_t to = min_of(from + kRowTile, all), row_blocks = (to - from + kTileRows - 1) / kTileRows;
+    for (int64_t unit = 0; unit < units; unit += kUnits) {
+      multiply(p, staged + from * padded_cell(p), staged_rows(p, block.rows),
+               weights + unit / kUnits * arranged_values(p, kUnits), row_blocks, units - unit, product + unit);
+    }
+    EpilogueTileOf<uint16_t> t{};
+    t.product = product;
+    t.product_stride = kPanel;
+    t.rows = pixels_of(p, from, to);
+    t.units = units;
+    t.run = p.w.out - from % pitch(p);
+    t.next_run = p.w.out;
+    t.gap = pitch(p) - p.w.out;
+    t.bias = p.bias == nullptr ? nullptr : p.bias + panel;
+    t.zone = zone == nullptr ? nullptr : zone + pixel;
+    t.bias_stride = p.pixel_units;
+    t.output = p.output + (output + pixel) * p.pixel_units + panel;
+    t.output_stride = p.pixel_units;
+    t.usage = usage == nullptr ? nullptr : usage + panel;
+    t.usage_stride = padded_units(p.units);
+    epilogue(t, p.activation);
+    pixel += t.rows;
+    // On to the next pixel.
+    from = to % pitch(p) < p.w.out ? to : (to / pitch(p) + 1) * pitch(p);
+  }
+}
+
 }  // namespace
 
 void tile_conv2d_range(const Bf16Params& p, double* usage, int64_t begin, int64_t end) {
   FlushDenormals flush;
   TileRegisters registers;
   const bool zones = p.bias != nullptr && zone_count(p.h) * zone_count(p.w) > 1;
-  float* product = scratch(0, kRowTile * kPanel);
   uint16_t* staged = reinterpret_cast<uint16_t*>(scratch(1, staged_values(p, p.block_rows) / 2));
   int32_t* zone = zones ? reinterpret_cast<int32_t*>(scratch(2, p.block_rows * p.w.out)) : nullptr;
   uint16_t* weights = reinterpret_cast<uint16_t*>(scratch(3, arranged_values(p, p.block_units) / 2));
@@ -216,36 +249,8 @@ void tile_conv2d_range(const Bf16Params& p, double* usage, int64_t begin, int64_
     const Block block = block_of(p, task % blocks);
     stage(p, block, staged);
     if (zones) find_zones(p, block, zone);
-    const int64_t all = positions(p, block.rows);
-    const int64_t output = (block.image * p.h.out + block.first) * p.w.out;
     for (int64_t panel = first; panel < last; panel += kPanel) {
-      const int64_t units = min_of(kPanel, last - panel);
-      for (int64_t from = 0, pixel = 0; from < all;) {
-        const int64_t to = min_of(from + kRowTile, all), row_blocks = (to - from + kTileRows - 1) / kTileRows;
-        for (int64_t unit = 0; unit < units; unit += kUnits) {
-          multiply(p, staged + from * padded_cell(p), staged_rows(p, block.rows),
-                   weights + (panel - first + unit) / kUnits * values, row_blocks, units - unit, product + unit);
-        }
-        EpilogueTileOf<uint16_t> t{};
-        t.product = product;
-        t.product_stride = kPanel;
-        t.rows = pixels_of(p, from, to);
-        t.units = units;
-        t.run = p.w.out - from % pitch(p);
-        t.next_run = p.w.out;
-        t.gap = pitch(p) - p.w.out;
-        t.bias = p.bias == nullptr ? nullptr : p.bias + panel;
-        t.zone = zones ? zone + pixel : nullptr;
-        t.bias_stride = p.pixel_units;
-        t.output = p.output + (output + pixel) * p.pixel_units + panel;
-        t.output_stride = p.pixel_units;
-        t.usage = usage == nullptr ? nullptr : usage + panel;
-        t.usage_stride = padded_units(p.units);
-        epilogue(t, p.activation);
-        pixel += t.rows;
-        // On to the next pixel.
-        from = to % pitch(p) < p.w.out ? to : (to / pitch(p) + 1) * pitch(p);
-      }
+      run_panel(p, block, staged, weights + (panel - first) / kUnits * values, panel, zone, usage);
     }
   }
 }
