@@ -30,7 +30,8 @@ def linear(rows: int, width: int) -> dict[str, Run]:
     x, weight = torch.randn(rows, width, generator=g), torch.randn(width, width, generator=g) / width**0.5
     x, packed = x.to(device()), laid_out_linear(weight.to(device()))
     bias = torch.randn(width, generator=g).to(device())
-    return with_and_without(partial(torch.ops.dynprune.linear.default, x, packed, bias, activation="relu"), width)
+    op = torch.ops.dynprune.linear.default
+    return with_and_without(partial(op, x, packed, bias, activation="relu"), width)
 
 
 def conv2d(rows: int, channels: int, size: int) -> dict[str, Run]:
