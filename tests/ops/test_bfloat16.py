@@ -97,6 +97,27 @@ def test_conv2d(case: ConvCase) -> None:
     check("conv2d", (x, weight, None, *geometry), (x, weight, None, *geometry))
 
 
+# Large enough for AMX to read a staged image, or to read a panel once for several tiles.
+LARGE = [
+    ConvCase("odd channels", (2, 45, 17, 16), 51, (3, 3), padding=(1, 1)),
+    ConvCase("first layer", (2, 3, 40, 33), 64, (7, 7), stride=(2, 2), padding=(3, 3)),
+    ConvCase("many units", (3, 64, 12, 14), 200, (3, 3), padding=(1, 1)),
+    ConvCase("many weights", (8, 300, 6, 6), 300, (3, 3), padding=(1, 1)),
+]
+
+
+@pytest.mark.parametrize("case", LARGE, ids=names(LARGE))
+def test_large_conv2d(case: ConvCase) -> None:
+    x, weight, bias = tensors(case)
+    call = (x, ops.pack_conv2d(weight), bias, *case.geometry)
+    check("conv2d", (x, weight, bias, *case.geometry), call, activation="relu")
+
+
+def test_many_weights() -> None:
+    x, weight, bias = tensors(LinearCase("many weights", (200, 900), 901))
+    check("linear", (x, weight, bias), (x, ops.pack_linear(weight), bias), activation="relu")
+
+
 @pytest.mark.parametrize("case", TABLES, ids=names(TABLES))
 def test_border_table(case: TableCase) -> None:
     x, weight, _ = tensors(case.conv)

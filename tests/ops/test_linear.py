@@ -47,6 +47,12 @@ def test_master(case: LinearCase) -> None:
     check((x, weight, None), (x, weight))
 
 
+def test_many_weights() -> None:
+    """More than L2 holds: tiles of rows take turns on each panel."""
+    x, weight, bias = LinearCase("many weights", (200, 640), 641).tensors()
+    check((x, weight, bias), (x, ops.pack_linear(weight), bias), activation="relu")
+
+
 @pytest.mark.parametrize("activation", reference.ACTIVATIONS)
 def test_each_activation(activation: str) -> None:
     x, weight, bias = LinearCase(activation, (67, 9), 21).tensors()
