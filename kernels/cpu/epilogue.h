@@ -76,6 +76,12 @@ inline void add_usage(const UsageSums& s, int64_t rows, int64_t lanes, double* u
   }
 }
 
+// As many as there are registers for. What has more to compute than to write gains nothing, and is much code.
+constexpr int side_by_side(Activation kind) {
+  const bool little = kind == Activation::none || kind == Activation::relu || kind == Activation::leaky_relu;
+  return !little ? 1 : kRegisterLanes == kLanes ? 4 : 2;
+}
+
 // kColumns registers of units side by side, for all rows: a row's cache lines are written once, and the sums of one
 // register need not wait for those of another. kPart: of a single one only some `lanes` are units.
 template <Activation kind, bool kUsage, bool kZones, bool kPart, int kColumns, typename Out>
@@ -143,9 +149,8 @@ void finish_tile(const EpilogueTileOf<Out>& t, float slope) {
       finish_columns<kind, kUsage, kZones, false, kColumns>(t, column, kRegisterLanes, slopes);
     }
   };
-  if constexpr (kRegisterLanes == kLanes) finish(Constant<4>{});  // there are registers enough
-  finish(Constant<2>{});
-  finish(Constant<1>{});
+  finish(Constant<side_by_side(kind)>{});
+  if constexpr (side_by_side(kind) > 1) finish(Constant<1>{});
 }
 
 template <Activation kind, typename Out>

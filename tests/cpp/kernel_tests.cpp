@@ -697,8 +697,9 @@ const ConvShape kConv2d[] = {
 }  // namespace
 
 namespace dynprune::emulated {
-const Kernels* table();
-}
+void bf16_plan(Bf16Params&, int64_t);
+void bf16_range(const Bf16Params&, double*, int64_t, int64_t);
+}  // namespace dynprune::emulated
 
 // The contract of cpu/gemm.h, to the letter: nothing beyond [m, n] is written, c is not read unless accumulating.
 namespace dynprune {
@@ -728,9 +729,8 @@ void gemm_release() { unreleased = false; }
 }  // namespace dynprune
 
 int main() {
-  for (const char* isa : {"plain", "avx2", "avx512", "amx", "emulated"}) {
-    const bool emulated = std::strcmp(isa, "emulated") == 0;  // the tiles of AMX, on any CPU
-    const dynprune::Kernels* kernels = emulated ? dynprune::emulated::table() : dynprune::find_kernels(isa);
+  for (const char* isa : {"plain", "avx2", "avx512", "amx"}) {
+    const dynprune::Kernels* kernels = dynprune::find_kernels(isa);
     if (kernels == nullptr) {
       std::printf("%s: not on this CPU\n", isa);
       continue;
@@ -757,6 +757,12 @@ int main() {
     test_settings(*kernels);
     std::printf("%s: %d passed\n", isa, passed - before);
   }
+  // The tiles of AMX as memory.
+  dynprune::Kernels emulated = *dynprune::find_kernels("plain");
+  emulated.isa = "emulated";
+  emulated.bf16_plan = dynprune::emulated::bf16_plan;
+  emulated.bf16 = dynprune::emulated::bf16_range;
+  for (const ConvShape& shape : kConv2d) test_bf16(emulated, shape);
   expect(dynprune::find_kernels("sse9") == nullptr, "find_kernels: an unknown name has no table");
   test_axes();
   test_select();
