@@ -15,7 +15,7 @@ from dynprune.ops import native
 ROOT = Path(__file__).parents[2]
 RANK = ["plain", "avx2", "avx512", "amx"]
 BEST = {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "plain")
-if BEST == "avx512" and torch.cpu._is_amx_tile_supported():
+if BEST == "avx512" and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx():
     BEST = "amx"
 CORE = [
     "test_isa.py::test_selected",
