@@ -2,6 +2,7 @@
 
 #include <mutex>
 #include <set>
+#include <string_view>
 #include <thread>
 
 namespace dynprune {
@@ -17,7 +18,7 @@ const Kernels& kernels() {
 }
 
 bool on_avx512() {
-  const std::string isa = kernels().isa;
+  const std::string_view isa = kernels().isa;
   return isa == "avx512" || isa == "amx";
 }
 

@@ -170,8 +170,8 @@ void bf16_range(const Bf16Params& p, double* usage, int64_t begin, int64_t end) 
                 depth = depth_of(p);
   float* product = scratch(0, kRowTile * kPanel);
   const bool in_place = reads_input(p) && depth % kDepthBlock == 0;
-  uint16_t* const gathered = gathered_rows(p.row_tile, depth);
-  const bool zones = p.bias != nullptr && zone_count(p.h) * zone_count(p.w) > 1;
+  uint16_t* gathered = nullptr;  // until a tile needs it
+  const bool zones = has_zones(p);
   int32_t zone[kRowTile];
   const uint16_t* input = nullptr;
   int64_t stride = 0;
@@ -182,6 +182,7 @@ void bf16_range(const Bf16Params& p, double* usage, int64_t begin, int64_t end) 
     const int64_t row = tile * p.row_tile, rows = min_of(p.row_tile, bf16_rows(p) - row);
     if (tile != current) {
       const bool here = in_place && rows % kRowBlock == 0;
+      if (!here && gathered == nullptr) gathered = gathered_rows(p.row_tile, depth);
       input = here ? p.input + row * p.stride_w : gathered;
       stride = here ? p.stride_w : gathered_stride(depth);
       if (!here) gather(p, pixel_at(p, row), rows, gathered, stride);

@@ -81,7 +81,7 @@ void conv2d_range(const Conv2dParams& p, double* usage, int64_t begin, int64_t e
   for (int64_t task = begin; task < end; ++task) {
     const Block block = block_of(p, task);
     const Window window = window_of(p, block, buffer);
-    find_zones(p, block, zone);
+    find_zones(p, block.first, block.rows, zone);
     const int64_t pixels_of_block = block.rows * p.w.out;
     const Units units = units_of(p, task);
     for (int64_t unit = units.first; unit < units.last; unit += kPanel) {

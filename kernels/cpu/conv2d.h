@@ -44,6 +44,18 @@ struct Convolution {
   ActivationSpec activation;
 };
 
+static inline bool has_zones(const Convolution& c) {
+  return c.bias != nullptr && zone_count(c.h) * zone_count(c.w) > 1;
+}
+
+// Row of the bias table for each pixel of some output rows; nothing if `zone` is nullptr.
+static inline void find_zones(const Convolution& c, int64_t first, int64_t rows, int32_t* zone) {
+  for (int64_t r = 0; zone != nullptr && r < rows; ++r) {
+    const int64_t zone_h = zone_of(c.h, first + r) * zone_count(c.w);
+    for (int64_t ow = 0; ow < c.w.out; ++ow) *zone++ = static_cast<int32_t>(zone_h + zone_of(c.w, ow));
+  }
+}
+
 struct Conv2dParams : Convolution {
   const float* input;
   const int64_t* input_indices;  // [channels] channels of `input` to read; nullptr: the first `channels`

@@ -63,16 +63,6 @@ inline Units units_of(const Conv2dParams& p, int64_t task) {
   return {part * panels / p.unit_parts * kPanel, min_of(p.units, (part + 1) * panels / p.unit_parts * kPanel)};
 }
 
-inline bool has_zones(const Conv2dParams& p) { return p.bias != nullptr && zone_count(p.h) * zone_count(p.w) > 1; }
-
-// Row of the bias table for each pixel of a block; nothing if `zone` is nullptr.
-inline void find_zones(const Conv2dParams& p, const Block& block, int32_t* zone) {
-  for (int64_t r = 0; zone != nullptr && r < block.rows; ++r) {
-    const int64_t zone_h = zone_of(p.h, block.first + r) * zone_count(p.w);
-    for (int64_t ow = 0; ow < p.w.out; ++ow) *zone++ = static_cast<int32_t>(zone_h + zone_of(p.w, ow));
-  }
-}
-
 // Pixels [pixel, pixel + pixels) of a block from their products [pixels, product_stride] with the panel that starts at
 // `unit`.
 inline void finish(const Conv2dParams& p, const Block& block, const int32_t* zone, int64_t unit, int64_t pixel,

@@ -235,7 +235,7 @@ void depthwise_range(const Conv2dParams& p, double* usage, int64_t begin, int64_
   const RunProduct inner_product = run_product(p.w);
   for (int64_t task = begin; task < end; ++task) {
     const Block block = block_of(p, task);
-    find_zones(p, block, zone);
+    find_zones(p, block.first, block.rows, zone);
     const int64_t pixels_of_block = block.rows * p.w.out;
     for (int64_t unit = 0; unit < p.units; unit += kPanel) {
       const int64_t units = min_of(kPanel, p.units - unit);

@@ -111,6 +111,7 @@ void update_panel(const LstmParams& p, const Slice& s, int64_t step, int64_t pan
       } else {
         store_part(to, h, lanes);
       }
+      if (usage == nullptr) continue;
       magnitude += vabs(h);
       total += h;
       square += h * h;

@@ -187,14 +187,6 @@ int64_t pixels_of(const Bf16Params& p, int64_t from, int64_t to) {
   return before(to) - before(from);
 }
 
-// The rows of the bias table for the pixels of a block.
-void find_zones(const Bf16Params& p, const Block& block, int32_t* zone) {
-  for (int64_t r = 0; r < block.rows; ++r) {
-    const int64_t zone_h = zone_of(p.h, block.first + r) * zone_count(p.w);
-    for (int64_t column = 0; column < p.w.out; ++column) *zone++ = static_cast<int32_t>(zone_h + zone_of(p.w, column));
-  }
-}
-
 // A block's pixels of the panel that starts at unit `panel`, whose weights are arranged.
 void run_panel(const Bf16Params& p, const Block& block, const uint16_t* staged, const uint16_t* weights, int64_t panel,
                const int32_t* zone, double* usage) {
@@ -234,9 +226,8 @@ void run_panel(const Bf16Params& p, const Block& block, const uint16_t* staged, 
 void tile_conv2d_range(const Bf16Params& p, double* usage, int64_t begin, int64_t end) {
   FlushDenormals flush;
   TileRegisters registers;
-  const bool zones = p.bias != nullptr && zone_count(p.h) * zone_count(p.w) > 1;
   uint16_t* staged = reinterpret_cast<uint16_t*>(scratch(1, staged_values(p, p.block_rows) / 2));
-  int32_t* zone = zones ? reinterpret_cast<int32_t*>(scratch(2, p.block_rows * p.w.out)) : nullptr;
+  int32_t* zone = has_zones(p) ? reinterpret_cast<int32_t*>(scratch(2, p.block_rows * p.w.out)) : nullptr;
   uint16_t* weights = reinterpret_cast<uint16_t*>(scratch(3, arranged_values(p, p.block_units) / 2));
   const int64_t blocks = p.batch * bf16_blocks(p), values = arranged_values(p, kUnits);
   int64_t arranged = -1;  // the first of the units whose weights are
@@ -248,7 +239,7 @@ void tile_conv2d_range(const Bf16Params& p, double* usage, int64_t begin, int64_
     arranged = first;
     const Block block = block_of(p, task % blocks);
     stage(p, block, staged);
-    if (zones) find_zones(p, block, zone);
+    find_zones(p, block.first, block.rows, zone);
     for (int64_t panel = first; panel < last; panel += kPanel) {
       run_panel(p, block, staged, weights + (panel - first) / kUnits * values, panel, zone, usage);
     }

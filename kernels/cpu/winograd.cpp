@@ -171,7 +171,7 @@ void winograd_range(const Conv2dParams& p, double* usage, int64_t begin, int64_t
       for (int64_t task = first; task < last; ++task) {
         const Block block = block_of(p, task);
         stage(p, block, row, input, component);
-        find_zones(p, block, zone);
+        find_zones(p, block.first, block.rows, zone);
         int64_t pixel = 0;
         for (int64_t r = 0, rows = 0; r < block.rows; r += rows) {
           rows = alike_rows(p, block, r);
