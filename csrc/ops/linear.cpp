@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <string_view>
+
 #include "bfloat16.h"
 #include "output.h"
 #include "pack.h"
@@ -15,15 +17,16 @@ namespace {
 constexpr const char* kOp = "linear";
 
 struct Operands {
-  at::Tensor weight;               // packed
+  at::Tensor weight;               // packed, or a master whose rows and columns are picked as they are read
   std::optional<at::Tensor> bias;  // [units]
   bool gather;                     // whether input_indices pick columns of the input
   int64_t units;
 };
 
-// A packed weight is taken as it is; rows and columns of a master are packed for this one call.
+// A packed weight is taken as it is; rows and columns of a master are packed for this one call, unless `as_it_lies`.
 Operands resolve(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                 const std::optional<at::Tensor>& indices, const std::optional<at::Tensor>& input_indices) {
+                 const std::optional<at::Tensor>& indices, const std::optional<at::Tensor>& input_indices,
+                 bool as_it_lies) {
   const int64_t width = input.size(-1);
   if (weight.dim() == 3) {
     DYNPRUNE_EXPECT(weight.size(0) == 1 && weight.is_contiguous(), kOp, "a packed weight [1, in, padded out]",
@@ -47,10 +50,11 @@ Operands resolve(const at::Tensor& input, const at::Tensor& weight, const std::o
   }
   if (indices.has_value()) expect_indices(kOp, "indices", *indices, weight.size(0));
   if (input_indices.has_value()) expect_indices(kOp, "input_indices", *input_indices, weight.size(1));
-  at::Tensor packed = pack_linear(weight, indices, input_indices, std::nullopt);
+  const at::Tensor chosen_weight =
+      as_it_lies ? weight.contiguous() : pack_linear(weight, indices, input_indices, std::nullopt);
   std::optional<at::Tensor> chosen = bias;
   if (bias.has_value() && indices.has_value()) chosen = bias->index_select(0, *indices);
-  return {packed, chosen, width != depth, indices.has_value() ? indices->numel() : weight.size(0)};
+  return {chosen_weight, chosen, width != depth, indices.has_value() ? indices->numel() : weight.size(0)};
 }
 
 void expect_input_major(const at::Tensor& t, const Operands& operands) {
@@ -58,6 +62,31 @@ void expect_input_major(const at::Tensor& t, const Operands& operands) {
   const std::vector<int64_t> sizes{operands.weight.size(1), input_major_units(operands.units)};
   DYNPRUNE_EXPECT(t.sizes() == at::IntArrayRef(sizes) && t.is_contiguous(), kOp,
                   c10::str("a contiguous input_major ", at::IntArrayRef(sizes)), t.sizes());
+}
+
+// Up to so many rows a master's weights are multiplied where they lie. Without vector instructions of our own, products
+// are those of BLAS, which wants them packed.
+int64_t most_unpacked() { return kernels().isa == std::string_view("plain") ? 16 : 256; }
+
+void run_master(const at::Tensor& rows, const Operands& operands, const float* bias, at::Tensor& output,
+                const std::optional<at::Tensor>& indices, const std::optional<at::Tensor>& input_indices,
+                const ActivationSpec& spec, const std::optional<at::Tensor>& usage) {
+  MasterLinearParams p{};
+  p.input = rows.const_data_ptr<float>();
+  p.input_stride = rows.dim() == 2 ? rows.stride(0) : rows.size(-1);
+  p.master = operands.weight.const_data_ptr<float>();
+  p.master_stride = operands.weight.size(1);
+  if (indices.has_value()) p.unit_rows = indices->const_data_ptr<int64_t>();
+  if (input_indices.has_value()) p.columns = input_indices->const_data_ptr<int64_t>();
+  p.input_indices = operands.gather ? p.columns : nullptr;
+  p.bias = bias;
+  p.output = output.mutable_data_ptr<float>();
+  p.units = operands.units;
+  p.rows = p.units == 0 ? 0 : output.numel() / p.units;
+  p.depth = input_indices.has_value() ? input_indices->numel() : p.master_stride;
+  p.activation = spec;
+  run_tasks(master_linear_tasks(p), p.rows * p.depth * p.units, p.units, usage,
+            [&](double* sums, int64_t begin, int64_t end) { kernels().master_linear(p, sums, begin, end); });
 }
 
 // Where a row tile reads more weights than L2 holds, several take turns on each panel, as far as their inputs fit.
@@ -97,7 +126,10 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::
   DYNPRUNE_EXPECT(input.dim() >= 1, kOp, "an input [..., features]", input.sizes());
   DYNPRUNE_EXPECT(input_threshold >= 0, kOp, "an input_threshold of at least 0", input_threshold);
   const ActivationSpec spec = parse_activation(kOp, activation, slope);
-  const Operands operands = resolve(input, weight, bias, indices, input_indices);
+  const int64_t count = c10::multiply_integers(input.sizes().begin(), input.sizes().end() - 1);
+  const bool as_it_lies = weight.dim() == 2 && input.scalar_type() == at::kFloat && input_threshold == 0 &&
+                          !input_major.has_value() && count <= most_unpacked();
+  const Operands operands = resolve(input, weight, bias, indices, input_indices, as_it_lies);
   if (usage.has_value()) expect_usage(kOp, *usage, operands.units);
   if (input_major.has_value()) expect_input_major(*input_major, operands);
   const int64_t* columns =
@@ -121,14 +153,19 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::
     run_bf16(x, operands.weight, bias_tight, output, spec, usage);
     return output;
   }
+  const float* biases = bias_tight.defined() ? bias_tight.const_data_ptr<float>() : nullptr;
+  if (as_it_lies) {
+    run_master(rows, operands, biases, output, indices, input_indices, spec, usage);
+    return output;
+  }
   LinearParams p{};
   p.input = rows.const_data_ptr<float>();
   p.input_stride = read.dim() == 2 ? rows.stride(0) : read.size(-1);
   p.input_indices = gathered ? nullptr : columns;
   p.weight = operands.weight.const_data_ptr<float>();
-  p.bias = bias_tight.defined() ? bias_tight.const_data_ptr<float>() : nullptr;
+  p.bias = biases;
   p.output = output.mutable_data_ptr<float>();
-  p.rows = c10::multiply_integers(input.sizes().begin(), input.sizes().end() - 1);
+  p.rows = count;
   p.depth = operands.weight.size(1);
   p.units = operands.units;
   p.row_tile = row_tile(p.rows, panel_count(p.units));

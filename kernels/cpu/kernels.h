@@ -5,6 +5,7 @@
 #include "conv2d.h"
 #include "linear.h"
 #include "lstm.h"
+#include "master_linear.h"
 #include "max_pool2d.h"
 #include "pack.h"
 #include "sparse_input.h"
@@ -14,6 +15,7 @@ namespace dynprune {
 struct Kernels {
   const char* isa;
   void (*linear)(const LinearParams&, double* usage, int64_t begin, int64_t end);
+  void (*master_linear)(const MasterLinearParams&, double* usage, int64_t begin, int64_t end);
   void (*conv2d)(const Conv2dParams&, double* usage, int64_t begin, int64_t end);
   // Fills in the fields of `p` that say how to go about it.
   void (*conv2d_plan)(Conv2dParams& p, int64_t threads);
@@ -35,6 +37,7 @@ const Kernels* select_kernels(const char** error);
 #ifdef DYNPRUNE_ISA
 namespace DYNPRUNE_ISA {
 void linear_range(const LinearParams&, double*, int64_t, int64_t);
+void master_linear_range(const MasterLinearParams&, double*, int64_t, int64_t);
 void conv2d_range(const Conv2dParams&, double*, int64_t, int64_t);
 void conv2d_plan(Conv2dParams&, int64_t);
 void bf16_plan(Bf16Params&, int64_t);

@@ -3,6 +3,7 @@
 #include "kernels.h"
 #include "scratch.h"
 #include "simd.h"
+#include "transpose.h"
 
 namespace dynprune::DYNPRUNE_ISA {
 
@@ -10,36 +11,6 @@ namespace {
 
 constexpr int64_t kAhead = 128;      // floats of each row that are fetched ahead
 constexpr int64_t kFloatRun = 2048;  // columns whose products are added up in float
-
-// v[i][j] and v[j][i] change places.
-inline void transpose(Floats (&v)[kLanes]) {
-#if defined(__AVX512F__)
-  // At each step halves, quarters, ... of pairs of rows.
-#pragma GCC unroll 4
-  for (int step = kLanes / 2; step > 0; step /= 2) {
-    Ints low, high;
-#pragma GCC unroll 16
-    for (int j = 0; j < kLanes; ++j) {
-      low[j] = j & step ? kLanes + j - step : j;
-      high[j] = j & step ? kLanes + j : j + step;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) {
-      if (i & step) continue;
-      const Floats a = v[i], b = v[i + step];
-      v[i] = _mm512_permutex2var_ps(a, reinterpret_cast<__m512i>(low), b);
-      v[i + step] = _mm512_permutex2var_ps(a, reinterpret_cast<__m512i>(high), b);
-    }
-  }
-#else
-  float all[kLanes][kLanes], column[kLanes];
-  for (int i = 0; i < kLanes; ++i) store(all[i], v[i]);
-  for (int i = 0; i < kLanes; ++i) {
-    for (int j = 0; j < kLanes; ++j) column[j] = all[j][i];
-    v[i] = load(column);
-  }
-#endif
-}
 
 // Where the columns of a block of the master go, and what they are worth in the sums.
 struct Block {

@@ -9,9 +9,10 @@ namespace dynprune::DYNPRUNE_ISA {
 namespace {
 
 // How many picked inputs ahead their weights are fetched into L2: they are too far apart for the hardware to guess.
-constexpr int64_t kAhead = 24;
-// Panels that one row takes at once: more of their weights are on the way at any time.
-constexpr int64_t kPanelsAtOnce = 2;
+constexpr int64_t kAhead = 32;
+// Panels that one row takes at once, as far as there are registers for their sums: more of their weights are on the way
+// at any time.
+constexpr int64_t kPanelsAtOnce = kRegisterLanes == kLanes ? 4 : 2;
 
 // product[kRows, kPanels * kPanel] over the picked inputs, of each panel the columns [0, kVectors * 16), the last of
 // which may be half a vector. One panel lies `next` behind the other.
@@ -27,7 +28,7 @@ void multiply_picked(const SparseInputParams& p, const float* input, const float
         for (int v = 0; v < kVectors; ++v) __builtin_prefetch(ahead + q * next + v * kLanes, 0, 2);
       }
     }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int q = 0; q < kPanels; ++q) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {

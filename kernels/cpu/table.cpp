@@ -8,6 +8,7 @@ namespace dynprune::DYNPRUNE_ISA {
 const Kernels* table() {
   static const Kernels kernels{DYNPRUNE_NAME(DYNPRUNE_ISA),
                                linear_range,
+                               master_linear_range,
                                conv2d_range,
                                conv2d_plan,
                                bf16_plan,

@@ -190,6 +190,46 @@ void test_linear(const dynprune::Kernels& kernels, const LinearShape& s) {
   check(what + " streamed", p, dynprune::linear_tasks(p), expected, kernels.linear);
 }
 
+// The rows and columns of a master that lists name, or the first ones.
+void test_master_linear(const dynprune::Kernels& kernels, const LinearShape& s, bool lists) {
+  const std::string what = std::string(kernels.isa) + " master linear " + std::to_string(s.rows) + "x" +
+                           std::to_string(s.depth) + "x" + std::to_string(s.units) + (s.gather ? " gathered" : "") +
+                           (lists ? " lists" : "");
+  std::vector<int64_t> columns, unit_rows;
+  for (int64_t k = 0; k < s.depth; ++k) columns.push_back(lists || s.gather ? 2 * k : k);
+  for (int64_t u = 0; u < s.units; ++u) unit_rows.push_back(lists ? 3 * u : u);
+  const int64_t stride = s.depth == 0 ? 0 : columns.back() + 1, count = s.units == 0 ? 0 : unit_rows.back() + 1;
+  Guarded<float> master(count * stride, 0.f), input(s.rows * s.input_stride, 0.f);
+  std::ranges::copy(random_floats(count * stride), master.data());
+  std::ranges::copy(random_floats(s.rows * s.input_stride), input.data());
+  const std::vector<float> bias = random_floats(s.units);
+  std::vector<double> expected;
+  for (int64_t r = 0; r < s.rows; ++r) {
+    for (int64_t u = 0; u < s.units; ++u) {
+      double sum = bias[u];
+      for (int64_t k = 0; k < s.depth; ++k) {
+        const int64_t from = s.gather ? columns[k] : k;
+        sum += double(input[r * s.input_stride + from]) * master[unit_rows[u] * stride + columns[k]];
+      }
+      expected.push_back(std::max(sum, 0.0));
+    }
+  }
+  dynprune::MasterLinearParams p{};
+  p.input = input.data();
+  p.input_stride = s.input_stride;
+  p.input_indices = s.gather ? columns.data() : nullptr;
+  p.master = master.data();
+  p.master_stride = stride;
+  p.unit_rows = lists ? unit_rows.data() : nullptr;
+  p.columns = lists || s.gather ? columns.data() : nullptr;
+  p.bias = bias.data();
+  p.rows = s.rows;
+  p.depth = s.depth;
+  p.units = s.units;
+  p.activation.kind = dynprune::Activation::relu;
+  check(what, p, dynprune::master_linear_tasks(p), expected, kernels.master_linear);
+}
+
 void test_pack(const dynprune::Kernels& kernels, int64_t units, int64_t columns) {
   const std::vector<float> master = random_floats(units * columns);
   std::vector<int64_t> chosen;
@@ -737,7 +777,10 @@ int main() {
     }
     const int before = passed;
     expect(std::strcmp(kernels->isa, isa) == 0, std::string(isa) + ": the table says its name");
-    for (const LinearShape& shape : kLinear) test_linear(*kernels, shape);
+    for (const LinearShape& shape : kLinear) {
+      test_linear(*kernels, shape);
+      for (bool lists : {false, true}) test_master_linear(*kernels, shape, lists);
+    }
     for (int64_t columns : {1, 15, 16, 300, 517}) {
       for (int64_t units : {1, 8, 17, 64, 70}) test_pack(*kernels, units, columns);
     }

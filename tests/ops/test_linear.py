@@ -60,12 +60,13 @@ def test_each_activation(activation: str) -> None:
     check((x, weight, bias), call, activation=activation, slope=0.3)
 
 
+@pytest.mark.parametrize("rows", [66, 257])  # the most that are multiplied without packing are 256
 @pytest.mark.parametrize("case", ACTIVE, ids=names(ACTIVE))
-def test_index_lists(case: ActiveCase) -> None:
+def test_index_lists(case: ActiveCase, rows: int) -> None:
     """Master with index lists and packed plan, full-width and compact input: all the same product."""
     g = seeded(case.name)
     weight, bias = torch.randn(case.units, case.inputs, generator=g), torch.randn(case.units, generator=g)
-    x = torch.randn(66, case.inputs, generator=g)
+    x = torch.randn(rows, case.inputs, generator=g)
     units, inputs = case.index_lists()
     compact = x[:, inputs]
     product = (compact, weight[units][:, inputs], bias[units])
