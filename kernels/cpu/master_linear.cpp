@@ -18,42 +18,28 @@ struct Columns {
   int64_t width;  // a multiple of kLanes
 };
 
-constexpr int kMostUnits = kMostPixels;
-constexpr int64_t kBlock = 8;   // of the depth: half of the columns pruned, a cache line
-constexpr int64_t kAhead = 32;  // of the depth, into L1
-
-// Rows of the master whose units are computed together, and those that are next.
-struct UnitRows {
-  const float* row[kMostUnits];
-  const float* next[kMostUnits];
-};
-
-// product[kUnits, kVectors registers] = rows of the master times columns of the input.
+// product[kUnits, kVectors registers] = rows of the master times columns of the input. The hardware fetches the rows
+// ahead, better than this code could.
 template <int kUnits, int kVectors>
-void multiply_units(const UnitRows& units, const int32_t* columns, int64_t depth, const float* input, int64_t width,
+void multiply_units(const float* const* rows, const int32_t* columns, int64_t depth, const float* input, int64_t width,
                     float* product) {
   Register sum[kUnits][kVectors] = {};
-  for (int64_t block = 0; block < depth; block += kBlock) {
-    const int64_t end = min_of(block + kBlock, depth), ahead = columns[min_of(block + kAhead, depth - 1)];
-    for (int u = 0; u < kUnits; ++u) {
-      __builtin_prefetch(units.row[u] + ahead);
-      __builtin_prefetch(units.next[u] + columns[block], 0, 2);
+  const float* row[kUnits];
+  for (int u = 0; u < kUnits; ++u) row[u] = rows[u];
+  for (int64_t k = 0; k < depth; ++k, input += width) {
+    const int64_t column = columns[k];
+    Register x[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      Register value = load<Register>(input + v * kRegisterLanes);
+      keep_in_register(value);
+      x[v] = value;
     }
-    for (int64_t k = block; k < end; ++k, input += width) {
-      const int64_t column = columns[k];
-      Register x[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        Register value = load<Register>(input + v * kRegisterLanes);
-        keep_in_register(value);
-        x[v] = value;
-      }
 #pragma GCC unroll 16
-      for (int u = 0; u < kUnits; ++u) {
-        const Register weight = units.row[u][column] - Register{};
+    for (int u = 0; u < kUnits; ++u) {
+      const Register weight = row[u][column] - Register{};
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sum[u][v] += weight * x[v];
-      }
+      for (int v = 0; v < kVectors; ++v) sum[u][v] += weight * x[v];
     }
   }
 #pragma GCC unroll 16
@@ -64,38 +50,34 @@ void multiply_units(const UnitRows& units, const int32_t* columns, int64_t depth
 }
 
 template <int kUnits, int kVectors>
-void multiply_rest(int64_t count, const UnitRows& units, const int32_t* columns, int64_t depth, const float* input,
+void multiply_rest(int64_t count, const float* const* rows, const int32_t* columns, int64_t depth, const float* input,
                    int64_t width, float* product) {
-  if (count == kUnits) return multiply_units<kUnits, kVectors>(units, columns, depth, input, width, product);
-  if constexpr (kUnits > 1) multiply_rest<kUnits - 1, kVectors>(count, units, columns, depth, input, width, product);
+  if (count == kUnits) return multiply_units<kUnits, kVectors>(rows, columns, depth, input, width, product);
+  if constexpr (kUnits > 1) multiply_rest<kUnits - 1, kVectors>(count, rows, columns, depth, input, width, product);
 }
 
 template <int kVectors>
-void multiply_vectors(int64_t vectors, int64_t count, const UnitRows& units, const int32_t* columns, int64_t depth,
+void multiply_vectors(int64_t vectors, int64_t count, const float* const* rows, const int32_t* columns, int64_t depth,
                       const float* input, int64_t width, float* product) {
   if (vectors == kVectors) {
-    return multiply_rest<pixels_of(kVectors), kVectors>(count, units, columns, depth, input, width, product);
+    return multiply_rest<pixels_of(kVectors), kVectors>(count, rows, columns, depth, input, width, product);
   }
   if constexpr (kVectors > 1) {
-    multiply_vectors<kVectors - 1>(vectors, count, units, columns, depth, input, width, product);
+    multiply_vectors<kVectors - 1>(vectors, count, rows, columns, depth, input, width, product);
   }
 }
 
 // product[kPanel, kRowTile] of a panel's units.
 void multiply_panel(const MasterLinearParams& p, const int32_t* columns, int64_t unit, int64_t count,
                     const Columns& input, float* product) {
-  const auto row_of = [&](int64_t u) {
-    const int64_t of_all = min_of(unit + u, p.units - 1);
-    return p.master + (p.unit_rows == nullptr ? of_all : p.unit_rows[of_all]) * p.master_stride;
-  };
   const int64_t registers = min_of(kGroup, input.width / kRegisterLanes), most = pixels_of(static_cast<int>(registers));
   int64_t blocks = (count + most - 1) / most;
   for (int64_t u = 0; u < count; --blocks) {
     const int64_t some = (count - u + blocks - 1) / blocks;
-    UnitRows rows{};
+    const float* rows[kMostPixels];
     for (int64_t i = 0; i < some; ++i) {
-      rows.row[i] = row_of(u + i);
-      rows.next[i] = row_of(u + some + i);
+      const int64_t index = p.unit_rows == nullptr ? unit + u + i : p.unit_rows[unit + u + i];
+      rows[i] = p.master + index * p.master_stride;
     }
     for (int64_t r = 0; r < input.width; r += registers * kRegisterLanes) {
       const int64_t vectors = min_of(registers, (input.width - r) / kRegisterLanes);

@@ -5,8 +5,8 @@
 
 namespace dynprune::DYNPRUNE_ISA {
 
-// v[i][j] and v[j][i] change places.
-inline void transpose(Floats (&v)[kLanes]) {
+// v[i][j] and v[j][i] change places. A call would take all of them through memory.
+__attribute__((always_inline)) inline void transpose(Floats (&v)[kLanes]) {
 #if defined(__AVX512F__)
   // At each step halves, quarters, ... of pairs of rows.
 #pragma GCC unroll 4
