@@ -31,7 +31,8 @@ inline void run_picked(const LinearParams& p, const std::vector<int64_t>& picked
   if (p.rows == 0) return;
   const SparseInputParams s{p, picked.data(), static_cast<int64_t>(picked.size()), input_major};
   run_tasks(sparse_input_tasks(s), s.rows * s.count * s.units, s.units, usage,
-            [&](double* sums, int64_t begin, int64_t end) { kernels().sparse_input(s, sums, begin, end); });
+            [&](double* sums, int64_t begin, int64_t end) { kernels().sparse_input(s, sums, begin, end); },
+            true);
 }
 
 }  // namespace dynprune

@@ -23,9 +23,12 @@ from dynprune.experiments.timing import time_interleaved
 from dynprune.streams import Traffic
 
 THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4)
-SWEPT = tuple((c, k) for c in ("contribution", "mean_abs") for k in ("none", "mean", "lstsq"))
+SWEPT = (
+    *((c, k) for c in ("contribution", "mean_abs") for k in ("none", "mean", "lstsq")),
+    ("residual", "lstsq"),
+)
 # Static pruning is compared where these leave about the same share of the operations.
-COMPARED = ("contribution", "lstsq")
+COMPARED = ("residual", "lstsq")
 CALIBRATION_SAMPLES = 1024
 TIMED_PASSES = 5
 

@@ -10,9 +10,9 @@ namespace {
 
 // How many picked inputs ahead their weights are fetched into L2: they are too far apart for the hardware to guess.
 constexpr int64_t kAhead = 32;
-// Panels that one row takes at once, as far as there are registers for their sums: more of their weights are on the way
-// at any time.
-constexpr int64_t kPanelsAtOnce = kRegisterLanes == kLanes ? 4 : 2;
+// Panels that one row takes at once: more of their weights are on the way at any time. More still where few inputs are
+// needed, as far as there are registers for the sums.
+constexpr int64_t kPanelsAtOnce = 2, kMostPanels = kRegisterLanes == kLanes ? 4 : 2;
 
 // product[kRows, kPanels * kPanel] over the picked inputs, of each panel the columns [0, kVectors * 16), the last of
 // which may be half a vector. One panel lies `next` behind the other.
@@ -41,7 +41,7 @@ void multiply_picked(const SparseInputParams& p, const float* input, const float
   for (int q = 0; q < kPanels; ++q) {
     for (int r = 0; r < kRows; ++r) {
       for (int v = 0; v < kVectors; ++v) {
-        store(product + (r * kPanelsAtOnce + q) * kPanel + v * kLanes, sum[q][r][v]);
+        store(product + (r * kMostPanels + q) * kPanel + v * kLanes, sum[q][r][v]);
       }
     }
   }
@@ -75,19 +75,33 @@ void finish(const SparseInputParams& p, const float* product, int64_t stride, in
   }
 }
 
+// Several whole panels for one row; returns whether that many are left.
+template <int64_t kPanels>
+bool take_panels(const SparseInputParams& p, int64_t task, int64_t end, float* product, double* usage) {
+  const int64_t unit = task * kPanel, last = unit + kPanels * kPanel;
+  if (task + kPanels > end || last > p.units) return false;
+  const float* panel = p.weight + unit * p.depth;
+  multiply_picked<1, kPanels, kPanel / kLanes>(p, p.input, panel, kPanel, kPanel * p.depth, product);
+  finish(p, product, kMostPanels * kPanel, unit, last, usage);
+  return true;
+}
+
 void panels_range(const SparseInputParams& p, double* usage, int64_t begin, int64_t end) {
-  constexpr int64_t kStride = kPanelsAtOnce * kPanel;
+  constexpr int64_t kStride = kMostPanels * kPanel;
   float* product = scratch(0, kSparseRows * kStride);
   float* tail = scratch(1, p.depth * kPanel);
+  const bool few = 8 * p.count <= 3 * p.depth;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t unit = task * kPanel, units = min_of(kPanel, p.units - unit), width = padded_units(units);
-    const float* panel = p.weight + unit * p.depth;
-    if (p.rows == 1 && task + kPanelsAtOnce <= end && unit + kStride <= p.units) {
-      multiply_picked<1, kPanelsAtOnce, kPanel / kLanes>(p, p.input, panel, kPanel, kPanel * p.depth, product);
-      finish(p, product, kStride, unit, unit + kStride, usage);
+    if (p.rows == 1 && few && take_panels<kMostPanels>(p, task, end, product, usage)) {
+      task += kMostPanels - 1;
+      continue;
+    }
+    if (p.rows == 1 && take_panels<kPanelsAtOnce>(p, task, end, product, usage)) {
       task += kPanelsAtOnce - 1;
       continue;
     }
+    const int64_t unit = task * kPanel, units = min_of(kPanel, p.units - unit), width = padded_units(units);
+    const float* panel = p.weight + unit * p.depth;
     int64_t stride = width;
     if (width % kLanes != 0) {
       // Whole vectors would read past the end of a panel that ends on half a one: the picked rows, widened.

@@ -69,7 +69,7 @@ def test_torch_pruning_says_what_it_cannot_do() -> None:
 
 def test_trade_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trade_off, "THRESHOLDS", (0.01, 0.4))
-    monkeypatch.setattr(trade_off, "SWEPT", (("contribution", "lstsq"), ("mean_abs", "none")))
+    monkeypatch.setattr(trade_off, "SWEPT", (("residual", "lstsq"), ("mean_abs", "none")))
     monkeypatch.setattr(trade_off, "TIMED_PASSES", 1)
 
     def unwilling(*_: object) -> static.Pruned:
@@ -85,8 +85,8 @@ def test_trade_off(monkeypatch: pytest.MonkeyPatch) -> None:
     points = record["points"]
     swept = [(p["method"], p["compensation"], p["threshold"]) for p in points[:4]]
     assert swept == [
-        ("contribution", "lstsq", 0.01),
-        ("contribution", "lstsq", 0.4),
+        ("residual", "lstsq", 0.01),
+        ("residual", "lstsq", 0.4),
         ("mean_abs", "none", 0.01),
         ("mean_abs", "none", 0.4),
     ]
