@@ -102,9 +102,12 @@ int64_t group_of(const LinearParams& p) {
 // work.
 bool skip_inputs(const LinearParams& p, float threshold, const float* input_major,
                  const std::optional<at::Tensor>& usage) {
-  constexpr int64_t kLeastWeights = 256 * 256;
+  // Picking is the work of one thread, while the others wait.
+  constexpr int64_t kLeastWeights = 256 * 256, kLeastPerThread = 384 * 512;
   if (p.rows == 0 || p.rows > kSparseRows || p.input_indices != nullptr) return false;
-  if (threshold == 0 && p.depth * p.units < kLeastWeights) return false;
+  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  const int64_t least = threads == 1 || input_major != nullptr ? kLeastWeights : threads * kLeastPerThread;
+  if (threshold == 0 && p.depth * p.units < least) return false;
   // Above this share of the inputs, reading straight through is as fast, but for weights that come from memory, which
   // this kernel fetches ahead. On AVX-512 the other one does so as well.
   const bool fetched = p.streamed && !on_avx512();

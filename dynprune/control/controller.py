@@ -65,7 +65,8 @@ class Controller:
             program, products=config.compensation == "lstsq", input_major=config.input_major
         )
         self.lock = threading.RLock()
-        self.inbox = Inbox(self._take, self.lock, background=config.background)
+        on_gpu = program.device.type == "cuda"
+        self.inbox = Inbox(self._take, self.lock, background=config.background, on_gpu=on_gpu)
         self.tickets = itertools.count()
         rate = 1 if config.max_divergence is None else _GUARD_RATE
         # A guard and a budget measure with every canary what they promise: no request is too small for that.

@@ -21,11 +21,15 @@ class Inbox:
         take: what takes one in, under the lock.
         lock: of everything that it changes.
         background: whether a thread of its own takes them in.
+        on_gpu: whether what forwards measure may be on a GPU.
     """
 
-    def __init__(self, take: Callable[[Seen], None], lock: threading.RLock, *, background: bool) -> None:
+    def __init__(
+        self, take: Callable[[Seen], None], lock: threading.RLock, *, background: bool, on_gpu: bool
+    ) -> None:
         self._take = take
         self._lock = lock
+        self._on_gpu = on_gpu
         self.waiting: collections.deque[Seen] = collections.deque()
         self._worker = Worker(self._empty) if background else None
 
@@ -36,13 +40,20 @@ class Inbox:
         """
         if len(self.waiting) >= _LONGEST:
             seen.forget()
-        else:
+        elif self._on_gpu:  # looking for what would have to be sent takes a tiny model's time
             seen.send()
-        self.waiting.append(seen)
-        if self._worker is None:
-            self._empty()
-        else:
+        if self._worker is not None:
+            self.waiting.append(seen)
             self._worker.wake()
+            return
+        if self._on_gpu or self.waiting or not self._lock.acquire(blocking=False):
+            self.waiting.append(seen)
+        else:  # nobody is at it, and nothing has to arrive
+            try:
+                self._take(seen)
+            finally:
+                self._lock.release()
+        self._empty()
 
     def drain(self) -> None:
         """Wait until everything that was reported is taken in."""
