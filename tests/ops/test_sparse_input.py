@@ -37,7 +37,9 @@ def compare(x: Tensor, units: int, **options: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("rows", range(9))
-@pytest.mark.parametrize(("depth", "units"), [(1, 1), (37, 15), (300, 72), (64, 130), (40, 340), (90, 24)], ids=str)
+@pytest.mark.parametrize(
+    ("depth", "units"), [(1, 1), (37, 15), (300, 72), (64, 130), (40, 340), (90, 24)], ids=str
+)
 @pytest.mark.parametrize("zeros", [0.0, 0.7, 1.0])
 def test_against_reference(rows: int, depth: int, units: int, zeros: float) -> None:
     compare(sparse(rows, depth, zeros), units, activation="relu")
