@@ -30,9 +30,9 @@ inline void run_picked(const LinearParams& p, const std::vector<int64_t>& picked
                        const std::optional<at::Tensor>& usage) {
   if (p.rows == 0) return;
   const SparseInputParams s{p, picked.data(), static_cast<int64_t>(picked.size()), input_major};
-  run_tasks(sparse_input_tasks(s), s.rows * s.count * s.units, s.units, usage,
-            [&](double* sums, int64_t begin, int64_t end) { kernels().sparse_input(s, sums, begin, end); },
-            true);
+  run_tasks(
+      sparse_input_tasks(s), s.rows * s.count * s.units, s.units, usage,
+      [&](double* sums, int64_t begin, int64_t end) { kernels().sparse_input(s, sums, begin, end); }, true);
 }
 
 }  // namespace dynprune

@@ -85,9 +85,10 @@ void run_master(const at::Tensor& rows, const Operands& operands, const float* b
   p.rows = p.units == 0 ? 0 : output.numel() / p.units;
   p.depth = input_indices.has_value() ? input_indices->numel() : p.master_stride;
   p.activation = spec;
-  run_tasks(master_linear_tasks(p), p.rows * p.depth * p.units, p.units, usage,
-            [&](double* sums, int64_t begin, int64_t end) { kernels().master_linear(p, sums, begin, end); },
-            p.rows <= kRowTile);
+  run_tasks(
+      master_linear_tasks(p), p.rows * p.depth * p.units, p.units, usage,
+      [&](double* sums, int64_t begin, int64_t end) { kernels().master_linear(p, sums, begin, end); },
+      p.rows <= kRowTile);
 }
 
 // Where a row tile reads more weights than L2 holds, several take turns on each panel, as far as their inputs fit.
@@ -179,9 +180,9 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::
   p.streamed = p.depth * p.units > kCachedWeights;
   const float* major = input_major.has_value() ? input_major->const_data_ptr<float>() : nullptr;
   if (skip_inputs(p, static_cast<float>(input_threshold), major, usage)) return output;
-  run_tasks(linear_tasks(p), p.rows * p.depth * p.units, p.units, usage,
-            [&](double* sums, int64_t begin, int64_t end) { kernels().linear(p, sums, begin, end); },
-            p.rows <= p.row_tile);
+  run_tasks(
+      linear_tasks(p), p.rows * p.depth * p.units, p.units, usage,
+      [&](double* sums, int64_t begin, int64_t end) { kernels().linear(p, sums, begin, end); }, p.rows <= p.row_tile);
   return output;
 }
 
