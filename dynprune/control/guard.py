@@ -17,8 +17,9 @@ from torch import Tensor
 
 from dynprune.control.answers import Compared
 
-LEAST_ROWS = 1024  # compared before any pruned answer is given
-_KEPT_ROWS = 2048  # compared, the latest
+LEAST_ROWS = 1024  # compared before any pruned answer is given, but rows of which so many would change at
+_LEAST_CHANGES = 2.0  # the rate that is aimed at: one in a thousand is not to be seen in a thousand rows
+_KEPT = 2  # times as many compared rows, the latest
 _KEPT_MARGINS = 4096  # of pruned answers, the latest
 _CAUTION = 0.55  # share of the limit that is aimed at
 _MANY_DEFERRED = 0.12  # share of rows: less pruning costs less
@@ -51,6 +52,8 @@ class Guard:
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
+        self._aim = _CAUTION * limit
+        self._least_rows = max(LEAST_ROWS, math.ceil(_LEAST_CHANGES / self._aim))
         self.scale = 1.0
         self.deferred = 1.0  # share of the latest rows that are below the threshold
         self._estimate = [0.0, 0.0]  # rows changed, rows compared
@@ -67,7 +70,7 @@ class Guard:
     @property
     def verifying(self) -> bool:
         """Whether too little is known of the present plan to give any of its answers."""
-        return len(self._compared.margin) < LEAST_ROWS
+        return len(self._compared.margin) < self._least_rows
 
     def defers(self, margins: Tensor) -> Tensor:
         """Which rows all units have to answer, from their pruned answers' margins: bool ``[rows]``."""
@@ -95,14 +98,15 @@ class Guard:
             self.restart()
             return Verdict(trouble=True)
         pairs = zip(dataclasses.astuple(self._compared), dataclasses.astuple(compared), strict=True)
-        self._compared = Compared(*(torch.cat(pair)[-_KEPT_ROWS:] for pair in pairs))
+        kept = _KEPT * self._least_rows
+        self._compared = Compared(*(torch.cat(pair)[-kept:] for pair in pairs))
         self._since += rows
         return Verdict() if self.verifying else self._adjust()
 
     def _adjust(self) -> Verdict:
         self.threshold = self._least_margin()
         self.deferred = float(self.defers(self._margins).double().mean())
-        if self._since < LEAST_ROWS:
+        if self._since < self._least_rows:
             return Verdict()
         self._since = 0
         if self.deferred > _MANY_DEFERRED:
@@ -120,17 +124,16 @@ class Guard:
         above m among the rows compared. It uses all of them, but where small margins lose more than large
         ones it says too little. The other counts the rows compared that did change.
         """
-        aim = _CAUTION * self.limit
         losses = self._compared.loss.sort().values
         margins = self._margins.sort(descending=True).values
         above = len(losses) - torch.searchsorted(losses, margins, right=True)
         changing = (above + 1) / (len(losses) + 1)  # as if one more had the largest loss
-        within = int((changing.cumsum(0) / len(margins) <= aim).sum())
+        within = int((changing.cumsum(0) / len(margins) <= self._aim).sum())
         if within == 0:
             return math.inf
         smoothed = 0.0 if within == len(margins) else float(margins[within - 1])
         changed = self._compared.margin[self._compared.changed].sort(descending=True).values
-        allowed = int(aim * len(losses))
+        allowed = int(self._aim * len(losses))
         counted = 0.0 if len(changed) <= allowed else math.nextafter(float(changed[allowed]), math.inf)
         return max(smoothed, counted)
 
