@@ -251,6 +251,14 @@ def test_no_answer_is_given_before_enough_was_compared() -> None:
     assert not guard.verifying
 
 
+def test_a_strict_limit_takes_more_rows_and_is_met() -> None:
+    guard = Guard(0.001)
+    guard.add(torch.ones(3636), compared(3636, 0))
+    assert guard.verifying
+    guard.add(torch.ones(1), compared(1, 0))
+    assert not guard.verifying and not guard.defers(torch.tensor([1.0])).any()
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("limit", [0.01, 0.05])
 @pytest.mark.parametrize("hard", [False, True])
