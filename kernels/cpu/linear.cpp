@@ -1,8 +1,8 @@
 #include "linear.h"
 
-#include "epilogue.h"
 #include "gemm.h"
 #include "kernels.h"
+#include "linear_tile.h"
 #include "product.h"
 #include "scratch.h"
 
@@ -59,17 +59,7 @@ void linear_range(const LinearParams& p, double* usage, int64_t begin, int64_t e
     const int64_t width = padded_units(units);
     const float* weight = p.weight + unit * p.depth;
     multiply(p, rows, width, input, input_stride, weight, product);
-    EpilogueTile t{};
-    t.product = product;
-    t.product_stride = kPanel;
-    t.rows = rows;
-    t.units = units;
-    t.bias = p.bias == nullptr ? nullptr : p.bias + unit;
-    t.output = p.output + row * p.units + unit;
-    t.output_stride = p.units;
-    t.usage = usage == nullptr ? nullptr : usage + unit;
-    t.usage_stride = padded_units(p.units);
-    epilogue(t, p.activation);
+    finish_linear(p, row, rows, unit, units, product, kPanel, usage);
   }
   gemm_release();
 }

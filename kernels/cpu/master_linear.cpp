@@ -2,8 +2,8 @@
 // is broadcast, one at a time. So those that are left out are passed over without a copy of the others.
 #include "master_linear.h"
 
-#include "epilogue.h"
 #include "kernels.h"
+#include "linear_tile.h"
 #include "microkernel.h"
 #include "scratch.h"
 #include "transpose.h"
@@ -143,17 +143,7 @@ void master_linear_range(const MasterLinearParams& p, double* usage, int64_t beg
     arranged = tile;
     multiply_panel(p, columns, unit, units, tile_input, transposed);
     transpose_product(rows, units, transposed, product);
-    EpilogueTile t{};
-    t.product = product;
-    t.product_stride = kPanel;
-    t.rows = rows;
-    t.units = units;
-    t.bias = p.bias == nullptr ? nullptr : p.bias + unit;
-    t.output = p.output + row * p.units + unit;
-    t.output_stride = p.units;
-    t.usage = usage == nullptr ? nullptr : usage + unit;
-    t.usage_stride = padded_units(p.units);
-    epilogue(t, p.activation);
+    finish_linear(p, row, rows, unit, units, product, kPanel, usage);
   }
 }
 

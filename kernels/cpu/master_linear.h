@@ -1,22 +1,16 @@
 // linear on the rows and columns that index lists pick from the master weight, read where they lie: no packing.
 #pragma once
 
-#include "types.h"
+#include "linear.h"
 
 namespace dynprune {
 
-struct MasterLinearParams {
-  const float* input;            // [rows, input_stride]
-  int64_t input_stride;          // in floats
-  const int64_t* input_indices;  // [depth] columns of `input` to read; nullptr: the first `depth`
-  const float* master;           // [*, master_stride], row-major
-  int64_t master_stride;         // in floats
-  const int64_t* unit_rows;      // [units] rows of the master; nullptr: the first `units`
-  const int64_t* columns;        // [depth] columns of the master, increasing; nullptr: the first `depth`
-  const float* bias;             // [units]; nullptr: none
-  float* output;                 // [rows, units], tight; aliases nothing
-  int64_t rows, depth, units;
-  ActivationSpec activation;
+// Of the layer, `weight`, `row_tile`, `group` and `streamed` play no part.
+struct MasterLinearParams : LinearParams {
+  const float* master;       // [*, master_stride], row-major
+  int64_t master_stride;     // in floats
+  const int64_t* unit_rows;  // [units] rows of the master; nullptr: the first `units`
+  const int64_t* columns;    // [depth] columns of the master, increasing; nullptr: the first `depth`
 };
 
 // A task is a tile of kRowTile rows times kPanel units. Tasks of one tile are neighbours: a range transposes its input

@@ -1,7 +1,7 @@
 #include "sparse_input.h"
 
-#include "epilogue.h"
 #include "kernels.h"
+#include "linear_tile.h"
 #include "scratch.h"
 
 namespace dynprune::DYNPRUNE_ISA {
@@ -61,17 +61,7 @@ void multiply_rows(const SparseInputParams& p, const float* input, const float* 
 void finish(const SparseInputParams& p, const float* product, int64_t stride, int64_t unit, int64_t end,
             double* usage) {
   for (; unit < end; unit += kPanel, product += kPanel) {
-    EpilogueTile t{};
-    t.product = product;
-    t.product_stride = stride;
-    t.rows = p.rows;
-    t.units = min_of(kPanel, end - unit);
-    t.bias = p.bias == nullptr ? nullptr : p.bias + unit;
-    t.output = p.output + unit;
-    t.output_stride = p.units;
-    t.usage = usage == nullptr ? nullptr : usage + unit;
-    t.usage_stride = padded_units(p.units);
-    epilogue(t, p.activation);
+    finish_linear(p, 0, p.rows, unit, min_of(kPanel, end - unit), product, stride, usage);
   }
 }
 
