@@ -56,7 +56,6 @@ void run_tasks(int64_t tasks, int64_t work, int64_t units, const std::optional<a
     for (int64_t c = 0; c < sets; ++c) {
       const double* from = sums.data() + c * size + row * padded;
       double* to = total + row * usage->stride(0);
-#pragma omp simd
       for (int64_t j = 0; j < units; ++j) to[j] += from[j];
     }
   }
