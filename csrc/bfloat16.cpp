@@ -37,7 +37,7 @@ at::Tensor unpaired(const at::Tensor& packed, int64_t depth) {
 
 void run_bf16(Bf16Params& p, const std::optional<at::Tensor>& usage) {
   p.row_tile = row_tile(bf16_rows(p), panel_count(p.units));
-  kernels().bf16_plan(p, at::in_parallel_region() ? 1 : at::get_num_threads());
+  kernels().bf16_plan(p, most_threads());
   const int64_t depth = p.h.kernel * p.w.kernel * p.channels;
   run_tasks(bf16_tasks(p), bf16_rows(p) * p.units * depth, p.units, usage,
             [&](double* sums, int64_t begin, int64_t end) { kernels().bf16(p, sums, begin, end); });

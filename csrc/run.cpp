@@ -33,7 +33,7 @@ int64_t thread_count() {
 }
 
 int64_t row_tile(int64_t rows, int64_t panels) {
-  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  const int64_t threads = most_threads();
   const int64_t tiles = (rows + kRowTile - 1) / kRowTile;
   if (panels == 0 || tiles * panels >= threads) return kRowTile;
   const int64_t wanted = (threads + panels - 1) / panels;

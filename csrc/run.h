@@ -24,6 +24,9 @@ ActivationSpec parse_activation(const char* op, c10::string_view name, double sl
 // Threads that a parallel loop really runs on; 1 if this was built without OpenMP.
 int64_t thread_count();
 
+// Threads that a loop may be split over from here.
+inline int64_t most_threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
+
 // Waking a thread costs about as much as this many multiply-adds.
 constexpr int64_t kWorkPerThread = 200'000;
 
@@ -37,7 +40,7 @@ template <typename Range>
 void run_tasks(int64_t tasks, int64_t work, int64_t units, const std::optional<at::Tensor>& usage, const Range& range,
                bool apart = false) {
   if (tasks == 0 || units == 0) return;
-  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  const int64_t threads = most_threads();
   const int64_t chunks = std::max<int64_t>(1, std::min({tasks, threads, 1 + work / kWorkPerThread}));
   const int64_t padded = padded_units(units), size = kUsageRows * padded;
   const bool direct = usage.has_value() && apart && usage->stride(0) == padded;

@@ -68,27 +68,16 @@ void expect_input_major(const at::Tensor& t, const Operands& operands) {
 // are those of BLAS, which wants them packed.
 int64_t most_unpacked() { return kernels().isa == std::string_view("plain") ? 16 : 256; }
 
-void run_master(const at::Tensor& rows, const Operands& operands, const float* bias, at::Tensor& output,
-                const std::optional<at::Tensor>& indices, const std::optional<at::Tensor>& input_indices,
-                const ActivationSpec& spec, const std::optional<at::Tensor>& usage) {
-  MasterLinearParams p{};
-  p.input = rows.const_data_ptr<float>();
-  p.input_stride = rows.dim() == 2 ? rows.stride(0) : rows.size(-1);
-  p.master = operands.weight.const_data_ptr<float>();
-  p.master_stride = operands.weight.size(1);
-  if (indices.has_value()) p.unit_rows = indices->const_data_ptr<int64_t>();
-  if (input_indices.has_value()) p.columns = input_indices->const_data_ptr<int64_t>();
-  p.input_indices = operands.gather ? p.columns : nullptr;
-  p.bias = bias;
-  p.output = output.mutable_data_ptr<float>();
-  p.units = operands.units;
-  p.rows = p.units == 0 ? 0 : output.numel() / p.units;
-  p.depth = input_indices.has_value() ? input_indices->numel() : p.master_stride;
-  p.activation = spec;
+void run_master(const LinearParams& p, const at::Tensor& master, const std::optional<at::Tensor>& indices,
+                const std::optional<at::Tensor>& input_indices, const std::optional<at::Tensor>& usage) {
+  const auto list = [](const std::optional<at::Tensor>& t) {
+    return t.has_value() ? t->const_data_ptr<int64_t>() : nullptr;
+  };
+  const MasterLinearParams m{p, master.const_data_ptr<float>(), master.size(1), list(indices), list(input_indices)};
   run_tasks(
-      master_linear_tasks(p), p.rows * p.depth * p.units, p.units, usage,
-      [&](double* sums, int64_t begin, int64_t end) { kernels().master_linear(p, sums, begin, end); },
-      p.rows <= kRowTile);
+      master_linear_tasks(m), m.rows * m.depth * m.units, m.units, usage,
+      [&](double* sums, int64_t begin, int64_t end) { kernels().master_linear(m, sums, begin, end); },
+      m.rows <= kRowTile);
 }
 
 // Where a row tile reads more weights than L2 holds, several take turns on each panel, as far as their inputs fit.
@@ -106,7 +95,7 @@ bool skip_inputs(const LinearParams& p, float threshold, const float* input_majo
   // Picking is the work of one thread, while the others wait.
   constexpr int64_t kLeastWeights = 256 * 256, kLeastPerThread = 384 * 512;
   if (p.rows == 0 || p.rows > kSparseRows || p.input_indices != nullptr) return false;
-  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  const int64_t threads = most_threads();
   const int64_t least = threads == 1 || input_major != nullptr ? kLeastWeights : threads * kLeastPerThread;
   if (threshold == 0 && p.depth * p.units < least) return false;
   // Above this share of the inputs, reading straight through is as fast, but for weights that come from memory, which
@@ -158,24 +147,23 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::
     run_bf16(x, operands.weight, bias_tight, output, spec, usage);
     return output;
   }
-  const float* biases = bias_tight.defined() ? bias_tight.const_data_ptr<float>() : nullptr;
-  if (as_it_lies) {
-    run_master(rows, operands, biases, output, indices, input_indices, spec, usage);
-    return output;
-  }
   LinearParams p{};
   p.input = rows.const_data_ptr<float>();
   p.input_stride = read.dim() == 2 ? rows.stride(0) : read.size(-1);
   p.input_indices = gathered ? nullptr : columns;
-  p.weight = operands.weight.const_data_ptr<float>();
-  p.bias = biases;
+  p.bias = bias_tight.defined() ? bias_tight.const_data_ptr<float>() : nullptr;
   p.output = output.mutable_data_ptr<float>();
   p.rows = count;
-  p.depth = operands.weight.size(1);
+  p.depth = as_it_lies && input_indices.has_value() ? input_indices->numel() : operands.weight.size(1);
   p.units = operands.units;
+  p.activation = spec;
+  if (as_it_lies) {
+    run_master(p, operands.weight, indices, input_indices, usage);
+    return output;
+  }
+  p.weight = operands.weight.const_data_ptr<float>();
   p.row_tile = row_tile(p.rows, panel_count(p.units));
   p.group = group_of(p);
-  p.activation = spec;
   constexpr int64_t kCachedWeights = 2 * 1024 * 1024;  // what L2 and a share of L3 hold
   p.streamed = p.depth * p.units > kCachedWeights;
   const float* major = input_major.has_value() ? input_major->const_data_ptr<float>() : nullptr;

@@ -55,7 +55,7 @@ std::vector<int64_t> by_length(const LstmParams& p) {
 // As many slices of the batch as threads ask for, each as large as fits a step's products into a part of L2.
 int64_t slices_of(const LstmParams& p) {
   constexpr int64_t kMostRows = 64;
-  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  const int64_t threads = most_threads();
   const int64_t wanted = (threads + p.directions - 1) / p.directions;
   return std::clamp<int64_t>(std::max(wanted, (p.batch + kMostRows - 1) / kMostRows), 1, std::max<int64_t>(1, p.batch));
 }
